@@ -1,0 +1,49 @@
+"""liftopt: neural networks trained as structured optimisation problems."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import version as _version
+from typing import TYPE_CHECKING, Any
+
+__version__ = _version("liftopt")
+
+if TYPE_CHECKING:
+    from liftopt.activations import ACTIVATIONS, Activation, get_activation
+    from liftopt.layers import AvgPool2d, Conv2d, Dense, Flatten
+    from liftopt.network import ModelFileError, Network
+
+# Public names and their modules: imported on first use, so that `import liftopt` stays light.
+_EXPORTS = {
+    "ACTIVATIONS": "liftopt.activations",
+    "Activation": "liftopt.activations",
+    "get_activation": "liftopt.activations",
+    "AvgPool2d": "liftopt.layers",
+    "Conv2d": "liftopt.layers",
+    "Dense": "liftopt.layers",
+    "Flatten": "liftopt.layers",
+    "ModelFileError": "liftopt.network",
+    "Network": "liftopt.network",
+}
+
+__all__ = [
+    "ACTIVATIONS",
+    "Activation",
+    "AvgPool2d",
+    "Conv2d",
+    "Dense",
+    "Flatten",
+    "ModelFileError",
+    "Network",
+    "get_activation",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'liftopt' has no attribute {name!r}")
+    return getattr(import_module(_EXPORTS[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_EXPORTS])

@@ -1,0 +1,241 @@
+"""What every method's estimators share: input checks, hold-out split, history, prediction from a Network.
+
+A method's classifier derives from :class:`NetworkClassifier`, its regressor from :class:`NetworkRegressor`;
+both only set ``network_`` in ``fit``. A classifier's network has one output a class and a softmax head.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+
+from liftopt.methods import Task, make_estimator
+from liftopt.network import Network
+from liftopt.solvers.result import Callback, Record
+
+Array = npt.NDArray[Any]
+
+logger = logging.getLogger("liftopt")
+
+
+class TrainingData(NamedTuple):
+    """Checked training input.
+
+    ``X`` (n, d) float32 or float64; ``target`` (n, outputs) in X's dtype: one-hot rows for classification;
+    ``codes`` (n,) class indices, or None for regression; ``weight`` (n,) float64, or None for all ones.
+    """
+
+    X: Array
+    target: Array
+    codes: Array | None
+    weight: Array | None
+
+    @property
+    def task(self) -> Task:
+        """Kind of problem."""
+        return "regression" if self.codes is None else "classification"
+
+    def rows(self, index: Array) -> TrainingData:
+        """The rows of ``index``."""
+        return TrainingData(
+            self.X[index],
+            self.target[index],
+            None if self.codes is None else self.codes[index],
+            None if self.weight is None else self.weight[index],
+        )
+
+
+class NetworkClassifier(ClassifierMixin, BaseEstimator):
+    """Prediction from ``network_`` (softmax head) and ``classes_``."""
+
+    network_: Network
+    classes_: Array
+
+    def _check_training_data(self, X: Any, y: Any, sample_weight: Any = None) -> TrainingData:
+        """Validate, set ``classes_`` and encode the labels; refuses fewer than two classes."""
+        X, y = validate_data(self, X, y, dtype=(np.float64, np.float32))
+        check_classification_targets(y)
+        self.classes_, codes = np.unique(y, return_inverse=True)
+        if self.classes_.size < 2:
+            raise ValueError(
+                f"{type(self).__name__} needs at least two classes, y holds one class: {self.classes_[0]!r}"
+            )
+        target = np.zeros((X.shape[0], self.classes_.size), dtype=X.dtype)
+        target[np.arange(X.shape[0]), codes] = 1
+        return TrainingData(X, target, codes, _weights(sample_weight, X))
+
+    def decision_function(self, X: Any) -> Array:
+        """Scores before the softmax: (n, classes), or (n,) for two classes (positive: ``classes_[1]``)."""
+        scores = self.network_.scores(self._check_rows(X))
+        return scores[:, 1] - scores[:, 0] if self.classes_.size == 2 else scores
+
+    def predict_proba(self, X: Any) -> Array:
+        """Class probabilities (n, classes); columns follow ``classes_``."""
+        return self.network_(self._check_rows(X))
+
+    def predict(self, X: Any) -> Array:
+        """Most probable class of each row, shape (n,)."""
+        winners: Array = self.classes_[np.argmax(self.network_.scores(self._check_rows(X)), axis=1)]
+        return winners
+
+    def _check_rows(self, X: Any) -> Array:
+        check_is_fitted(self)
+        rows: Array = validate_data(self, X, dtype=(np.float64, np.float32), reset=False)
+        return rows
+
+
+class NetworkRegressor(RegressorMixin, BaseEstimator):
+    """Prediction from ``network_`` (identity head); several outputs are allowed."""
+
+    network_: Network
+    _one_output: bool
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.multi_output = True
+        tags.target_tags.single_output = True
+        return tags
+
+    def _check_training_data(self, X: Any, y: Any, sample_weight: Any = None) -> TrainingData:
+        """Validate; the target becomes (n, outputs)."""
+        X, y = validate_data(self, X, y, dtype=(np.float64, np.float32), multi_output=True, y_numeric=True)
+        self._one_output = y.ndim == 1
+        target = y.reshape(X.shape[0], -1).astype(X.dtype)
+        return TrainingData(X, target, None, _weights(sample_weight, X))
+
+    def predict(self, X: Any) -> Array:
+        """Predicted targets, shape (n,) or (n, outputs) as in ``fit``."""
+        check_is_fitted(self)
+        out = self.network_(validate_data(self, X, dtype=(np.float64, np.float32), reset=False))
+        return out[:, 0] if self._one_output else out
+
+
+def _weights(sample_weight: Any, X: Array) -> Array | None:
+    if sample_weight is None:
+        return None
+    weights: Array = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
+    if weights.sum() <= 0.0:
+        raise ValueError("sample_weight is zero for every row")
+    return weights
+
+
+def holdout_split(
+    data: TrainingData, fraction: float, random_state: np.random.RandomState
+) -> tuple[Array, Array]:
+    """Indices (train, hold-out) of a random split, stratified by class, every class kept in train.
+
+    The hold-out is empty when ``fraction`` is 0 or it would have fewer than 10 rows: callers then have no
+    validation score and must say so.
+    """
+    if not 0.0 <= fraction < 1.0:
+        raise ValueError(f"validation_fraction must be in [0, 1), got {fraction!r}")
+    n = data.X.shape[0]
+    groups = np.zeros(n, dtype=np.intp) if data.codes is None else data.codes
+    order = random_state.permutation(n)
+    order = order[np.argsort(groups[order], kind="stable")]
+    counts = np.bincount(groups)
+    rank = np.arange(n) - np.repeat(np.cumsum(counts) - counts, counts)
+    held = rank < np.floor(fraction * counts)[groups[order]]
+    if held.sum() < 10:
+        return np.arange(n), np.empty(0, dtype=np.intp)
+    return np.sort(order[~held]), np.sort(order[held])
+
+
+def score_of(network: Network, data: TrainingData) -> float:
+    """Weighted accuracy (classification) or mean R2 over outputs (regression) of ``network`` on ``data``."""
+    return score_outputs(network.scores(data.X), data)
+
+
+def score_outputs(outputs: Array, data: TrainingData) -> float:
+    """Score of given ``outputs`` (n, outputs) on ``data``, as :func:`score_of`."""
+    if data.codes is not None:
+        return float(np.average(outputs.argmax(axis=1) == data.codes, weights=data.weight))
+    target = data.target.astype(np.float64)
+    centre = np.average(target, axis=0, weights=data.weight)
+    spread = np.average((target - centre) ** 2, axis=0, weights=data.weight)
+    error = np.average((target - outputs) ** 2, axis=0, weights=data.weight)
+    return float(np.mean(1.0 - error / np.maximum(spread, np.finfo(np.float64).tiny ** 0.5)))
+
+
+class Recorder:
+    """History of one fit: time-stamped records, passed to the callback and to the log.
+
+    Parameters
+    ----------
+    name : str
+        Shown in log lines.
+    verbose : int or bool
+        Log each record at INFO level (a handler is the application's business).
+    callback : callable, optional
+        Called with each record; a true return value asks the method to stop.
+    """
+
+    def __init__(self, name: str, verbose: int | bool = False, callback: Callback | None = None) -> None:
+        self.history: list[Record] = []
+        self._name, self._verbose, self._callback = name, verbose, callback
+        self._wall, self._cpu = time.perf_counter(), time.process_time()
+        if callback is not None and not callable(callback):
+            raise ValueError(f"callback must be callable, got {callback!r}")
+
+    def add(self, **facts: Any) -> bool:
+        """Append a record (with ``iteration``, ``time``, ``cpu``); return whether to stop."""
+        record = {
+            "iteration": len(self.history),
+            "time": time.perf_counter() - self._wall,
+            "cpu": time.process_time() - self._cpu,
+            **facts,
+        }
+        self.history.append(record)
+        if self._verbose:
+            parts = (f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in record.items())
+            logger.info("%s %s", self._name, " ".join(parts))
+        return bool(self._callback(record)) if self._callback else False
+
+
+def run_interruptible(loop: Callable[[], None], name: str) -> None:
+    """Run a training loop; on Ctrl-C warn and go on with the best network so far, as scikit-learn does."""
+    try:
+        loop()
+    except KeyboardInterrupt:
+        warnings.warn(
+            f"{name} was interrupted: the best network so far is kept", ConvergenceWarning, stacklevel=3
+        )
+
+
+def starting_network(
+    init: Network | str | None, data: TrainingData, random_state: np.random.RandomState, **parameters: Any
+) -> Network | None:
+    """Network that ``init`` stands for: itself, the fit of the method it names, or None.
+
+    ``parameters`` (such as ``hidden_layer_sizes``) go to the named method's estimator.
+
+    Raises
+    ------
+    ValueError
+        If its input or output width does not match ``data``, or the name is unknown.
+    """
+    if init is None:
+        return None
+    if isinstance(init, str):
+        estimator = make_estimator(init, data.task, random_state=random_state, **parameters)
+        y = data.codes if data.codes is not None else data.target.squeeze()
+        init = estimator.fit(data.X, y).network_
+    if not isinstance(init, Network):
+        raise ValueError(f"init must be None, a method name or a Network, got {type(init).__name__}")
+    wanted = (data.X.shape[1], data.target.shape[1])
+    found = (int(np.prod(init.input_shape)), init.output_shape[0])
+    if wanted != found:
+        raise ValueError(
+            f"init maps {found[0]} features to {found[1]} outputs, the data need {wanted[0]} to {wanted[1]}"
+        )
+    return init

@@ -1,0 +1,39 @@
+"""The one table of methods: name -> estimators, used by ``init=``, ``compare`` and the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any, Literal, NamedTuple
+
+Task = Literal["classification", "regression"]
+
+
+class Method(NamedTuple):
+    """Where a method's estimators live, and what sets them up as the method of that name."""
+
+    module: str
+    classifier: str
+    regressor: str
+    parameters: Mapping[str, Any] = {}
+
+
+METHODS: Mapping[str, Method] = {
+    "manifold": Method("liftopt.manifold", "ManifoldClassifier", "ManifoldRegressor"),
+    "adam": Method("liftopt.baseline", "BackpropClassifier", "BackpropRegressor", {"optimizer": "adam"}),
+}
+
+
+def make_estimator(name: str, task: Task, **parameters: Any) -> Any:
+    """Estimator of the method ``name`` for ``task``, unfitted.
+
+    Raises
+    ------
+    ValueError
+        If there is no such method; the message lists the names.
+    """
+    if name not in METHODS:
+        raise ValueError(f"unknown method {name!r}; choose one of {', '.join(METHODS)}")
+    method = METHODS[name]
+    kind = method.classifier if task == "classification" else method.regressor
+    return getattr(import_module(method.module), kind)(**(dict(method.parameters) | parameters))

@@ -1,0 +1,169 @@
+"""Exchange of networks with torch: ``nn.Sequential`` in and out, layer by layer, equal to float rounding."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from liftopt.activations import (
+    ELU,
+    Activation,
+    HardSigmoid,
+    Identity,
+    LeakyReLU,
+    ReLU,
+    Sigmoid,
+    Softmax,
+    SoftThreshold,
+    Tanh,
+)
+from liftopt.layers import IDENTITY, AvgPool2d, Conv2d, Dense, Flatten, Layer, Shape
+from liftopt.network import Network
+
+
+def import_torch() -> Any:
+    """Return the torch module, or raise an ImportError that names the extra."""
+    try:
+        import torch
+    except ImportError:
+        raise ImportError(
+            "this needs PyTorch, which is not installed: pip install 'liftopt[torch]'"
+        ) from None
+    return torch
+
+
+def to_torch(network: Network) -> Any:
+    """``nn.Sequential`` equal to ``network``; rows of images are unflattened first."""
+    nn = import_torch().nn
+    modules: list[Any] = []
+    if len(network.input_shape) > 1:
+        modules.append(nn.Unflatten(1, network.input_shape))
+    for layer in network.layers:
+        modules.extend(_modules_of(layer, nn))
+    return nn.Sequential(*modules)
+
+
+def from_torch(module: Any, input_shape: Shape | None = None) -> Network:
+    """Network equal to an ``nn.Sequential``; see :meth:`liftopt.Network.from_torch`."""
+    nn = import_torch().nn
+    layers: list[Layer] = []
+    pending: Dense | Conv2d | None = None
+    for part in module:
+        if isinstance(part, nn.Unflatten):
+            input_shape = tuple(part.unflattened_size)
+            continue
+        activation = _activation_of(part, nn)
+        if activation is not None and pending is not None:
+            layers[-1] = type(pending).from_config(
+                pending.config() | {"activation": activation.config()}, pending.arrays()
+            )
+            pending = None
+            continue
+        if isinstance(part, (nn.Identity, nn.Dropout)):
+            continue
+        layer = _layer_of(part, nn)
+        layers.append(layer)
+        pending = layer if isinstance(layer, (Dense, Conv2d)) else None
+    return Network(layers, input_shape)
+
+
+def _modules_of(layer: Layer, nn: Any) -> list[Any]:
+    if isinstance(layer, Flatten):
+        return [nn.Flatten()]
+    if isinstance(layer, AvgPool2d):
+        return [nn.AvgPool2d(layer.size)]
+    torch = import_torch()
+    with torch.device("meta"):
+        if isinstance(layer, Dense):
+            module, weight = nn.Linear(*layer.weight.shape), layer.weight.T
+        else:
+            channels_out, channels_in, *window = layer.weight.shape
+            geometry = {"stride": layer.stride, "padding": layer.padding}
+            module, weight = nn.Conv2d(channels_in, channels_out, tuple(window), **geometry), layer.weight
+    module.weight = nn.Parameter(torch.from_numpy(np.array(weight, order="C")))
+    module.bias = nn.Parameter(torch.from_numpy(layer.bias.copy()))
+    return [module, *_activation_modules(layer.activation, nn)]
+
+
+def _activation_modules(activation: Activation, nn: Any) -> list[Any]:
+    match activation:
+        case Identity():
+            return []
+        case ReLU():
+            return [nn.ReLU()]
+        case LeakyReLU(slope):
+            return [nn.LeakyReLU(slope)]
+        case ELU(scale):
+            return [nn.ELU(scale)]
+        case Sigmoid():
+            return [nn.Sigmoid()]
+        case Tanh():
+            return [nn.Tanh()]
+        case HardSigmoid():
+            return [nn.Hardtanh(0.0, 1.0)]
+        case SoftThreshold(threshold):
+            return [nn.Softshrink(threshold)]
+        case Softmax():
+            return [nn.Softmax(dim=1)]
+    raise ValueError(f"activation {activation} has no counterpart in torch")
+
+
+def _activation_of(part: Any, nn: Any) -> Activation | None:
+    match part:
+        case nn.ReLU():
+            return ReLU()
+        case nn.LeakyReLU():
+            return LeakyReLU(part.negative_slope)
+        case nn.ELU():
+            return ELU(part.alpha)
+        case nn.Sigmoid():
+            return Sigmoid()
+        case nn.Tanh():
+            return Tanh()
+        case nn.Hardtanh() if (part.min_val, part.max_val) == (0.0, 1.0):
+            return HardSigmoid()
+        case nn.Softshrink():
+            return SoftThreshold(part.lambd)
+        case nn.Softmax() if part.dim in (1, -1):
+            return Softmax()
+    return None
+
+
+def _layer_of(part: Any, nn: Any) -> Layer:
+    if isinstance(part, nn.Flatten) and (part.start_dim, part.end_dim) == (1, -1):
+        return Flatten()
+    if isinstance(part, nn.AvgPool2d) and _is_plain_pool(part):
+        return AvgPool2d(_equal_pair(part.kernel_size, part))
+    if isinstance(part, nn.Linear):
+        weight = part.weight.detach().cpu().numpy().T.copy()
+        return Dense(weight, _bias_of(part, weight.shape[1], weight), IDENTITY)
+    if isinstance(part, nn.Conv2d) and (part.groups, part.dilation, part.padding_mode) == (
+        1,
+        (1, 1),
+        "zeros",
+    ):
+        weight = part.weight.detach().cpu().numpy().copy()
+        stride, padding = _equal_pair(part.stride, part), _equal_pair(part.padding, part)
+        return Conv2d(weight, _bias_of(part, weight.shape[0], weight), IDENTITY, stride, padding)
+    raise ValueError(f"torch module {part} has no counterpart in liftopt.Network")
+
+
+def _is_plain_pool(part: Any) -> bool:
+    stride = part.stride if part.stride is not None else part.kernel_size
+    plain = part.padding in (0, (0, 0)) and not part.ceil_mode and part.divisor_override is None
+    return plain and _equal_pair(stride, part) == _equal_pair(part.kernel_size, part)
+
+
+def _equal_pair(value: Any, part: Any) -> int:
+    pair = value if isinstance(value, tuple) else (value, value)
+    if len(set(pair)) != 1 or not isinstance(pair[0], int):
+        raise ValueError(f"torch module {part} is not the same in both directions, as liftopt.Network needs")
+    return pair[0]
+
+
+def _bias_of(part: Any, width: int, like: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    if part.bias is None:
+        return np.zeros(width, dtype=like.dtype)
+    return part.bias.detach().cpu().numpy().copy()

@@ -1,0 +1,8 @@
+"""Block solvers: arrays in, :class:`~liftopt.solvers.result.Result` out. They know nothing of networks."""
+
+if __name__ != "liftopt.solvers":
+    raise ImportError("use liftopt.solvers")
+
+from .result import Measure, Result, Run, SolverError, Status, iterate
+
+__all__ = ["Measure", "Result", "Run", "SolverError", "Status", "iterate"]

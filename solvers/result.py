@@ -1,0 +1,265 @@
+"""What every block solver returns, and the one loop that every iterative solver runs in.
+
+A block solver minimises one mathematical sub-problem: arrays in, :class:`Result` out. Iterative solvers
+supply a ``step`` (state to state) and a ``measure`` (state to objective and residuals); :func:`iterate`
+owns the loop, the budgets, the finiteness check, the history and the reason for stopping. Residuals are
+always those of the state that is returned, never of an earlier iterate.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Generic, Literal, TypeVar
+
+import numpy as np
+from sklearn.exceptions import ConvergenceWarning
+
+State = TypeVar("State")
+OnLimit = Literal["warn", "raise", "ignore"]
+Record = Mapping[str, Any]
+Callback = Callable[[Record], bool | None]
+
+
+class Status(StrEnum):
+    """Why a solver stopped. The set is closed; heuristics never say ``optimal``."""
+
+    OPTIMAL = "optimal"
+    LOCAL_OPTIMUM = "local_optimum"
+    EXHAUSTED = "exhausted"
+    MAX_ITER = "max_iter"
+    TIME_LIMIT = "time_limit"
+    STALLED = "stalled"
+    INTERRUPTED = "interrupted"
+    DIVERGED = "diverged"
+    NONFINITE = "nonfinite"
+    INFEASIBLE = "infeasible"
+    SOLVER_ERROR = "solver_error"
+
+    @property
+    def is_failure(self) -> bool:
+        """Whether the returned point must not be used."""
+        return self in _FAILURES
+
+    @property
+    def is_limit(self) -> bool:
+        """Whether a budget ended the run: the point is usable, its residual may exceed ``tol``."""
+        return self in _ADVICE
+
+
+_FAILURES = frozenset({Status.DIVERGED, Status.NONFINITE, Status.INFEASIBLE, Status.SOLVER_ERROR})
+_ADVICE = {
+    Status.MAX_ITER: "increase max_iter or loosen tol",
+    Status.TIME_LIMIT: "increase time_limit or loosen tol",
+    Status.STALLED: "tol is below what the arithmetic can resolve: loosen it or use float64",
+}
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Objective and named residuals of one state; ``info`` joins the history record."""
+
+    objective: float
+    residuals: Mapping[str, float] = field(default_factory=dict)
+    info: Record = field(default_factory=dict)
+
+    @property
+    def worst(self) -> float:
+        """Largest residual (``inf`` when none is stated, so that ``tol`` is never met by accident)."""
+        return max(self.residuals.values(), default=np.inf)
+
+
+@dataclass(frozen=True)
+class Result:
+    """Outcome of a block solver.
+
+    Attributes
+    ----------
+    x : object
+        The solution: an array, or a small named tuple of arrays.
+    objective : float
+        Objective value at ``x``.
+    status : Status
+        Why the solver stopped.
+    n_iter : int
+        Iterations used; 0 for closed forms.
+    time : float
+        Wall-clock seconds.
+    residuals : mapping of str to float
+        Optimality and feasibility residuals, computed at ``x``.
+    gap : float or None
+        Certified upper bound on the distance of ``objective`` from the optimum, where one is known.
+    history : tuple of mapping
+        One record per measured iteration: ``iteration``, ``time``, ``objective``, residuals, extras.
+    message : str
+        What happened, and what to change if it did not converge.
+    info : mapping
+        Solver-specific by-products (multipliers, ranks, jitter, ...), named in the solver's docstring.
+    """
+
+    x: Any
+    objective: float
+    status: Status
+    n_iter: int = 0
+    time: float = 0.0
+    residuals: Mapping[str, float] = field(default_factory=dict)
+    gap: float | None = None
+    history: tuple[Record, ...] = ()
+    message: str = ""
+    info: Record = field(default_factory=dict)
+
+    @property
+    def success(self) -> bool:
+        """Whether the point meets what the solver promises (a budget that ran out does not)."""
+        return self.status in (Status.OPTIMAL, Status.LOCAL_OPTIMUM, Status.EXHAUSTED)
+
+
+class SolverError(RuntimeError):
+    """A block could not be solved; ``result`` holds what was reached."""
+
+    def __init__(self, result: Result) -> None:
+        super().__init__(f"{result.status}: {result.message}")
+        self.result = result
+
+
+def conclude(result: Result, on_limit: OnLimit = "warn") -> Result:
+    """Return ``result``, or speak up: failures raise, exhausted budgets follow ``on_limit``.
+
+    Parameters
+    ----------
+    result : Result
+        What the solver is about to return.
+    on_limit : {"warn", "raise", "ignore"}
+        What to do when ``max_iter`` or ``time_limit`` ended the run or progress stalled above ``tol``.
+        ``"ignore"`` is for callers that look at ``result.status`` themselves.
+
+    Raises
+    ------
+    SolverError
+        If the status is a failure, or a limit with ``on_limit="raise"``.
+    """
+    if on_limit not in ("warn", "raise", "ignore"):
+        raise ValueError(f"on_limit must be 'warn', 'raise' or 'ignore', got {on_limit!r}")
+    if result.status.is_failure or (result.status.is_limit and on_limit == "raise"):
+        raise SolverError(result)
+    if result.status.is_limit and on_limit == "warn":
+        warnings.warn(f"{result.status}: {result.message}", ConvergenceWarning, stacklevel=3)
+    return result
+
+
+@dataclass(frozen=True)
+class Run(Generic[State]):
+    """What :func:`iterate` returns: the last finite state, its measure, and the reason for stopping."""
+
+    state: State
+    measure: Measure
+    status: Status
+    n_iter: int
+    time: float
+    history: tuple[Record, ...]
+
+    @property
+    def message(self) -> str:
+        """One sentence on the reason for stopping, with the advice that belongs to it."""
+        advice = _ADVICE.get(self.status)
+        reached = f"largest residual {self.measure.worst:.2e} after {self.n_iter} iterations"
+        return f"{reached}; {advice}" if advice else reached
+
+    def result(self, x: Any, **changes: Any) -> Result:
+        """Wrap the run as a :class:`Result` for solution ``x``."""
+        fields: dict[str, Any] = {
+            "objective": self.measure.objective,
+            "status": self.status,
+            "n_iter": self.n_iter,
+            "time": self.time,
+            "residuals": dict(self.measure.residuals),
+            "history": self.history,
+            "message": self.message,
+        }
+        return Result(x, **(fields | changes))
+
+
+def iterate(
+    step: Callable[[State], State],
+    state: State,
+    *,
+    measure: Callable[[State], Measure],
+    max_iter: int,
+    tol: float = 0.0,
+    time_limit: float = np.inf,
+    check_every: int = 1,
+    stall_after: int | None = None,
+    stall_rtol: float = 0.0,
+    callback: Callback | None = None,
+) -> Run[State]:
+    """Run ``step`` until the largest residual is at most ``tol`` or a budget ends.
+
+    Parameters
+    ----------
+    step : callable
+        Maps a state to the next one and leaves its argument usable.
+    state : object
+        The start; it is measured too, so that a solved problem costs no step.
+    measure : callable
+        Maps a state to its :class:`Measure`.
+    max_iter : int
+        Largest number of steps.
+    tol : float
+        Compared with the largest residual of the measure.
+    time_limit : float
+        Wall-clock seconds, looked at after every measured step.
+    check_every : int
+        Steps between two measures (the last step is always measured).
+    stall_after : int, optional
+        Stop with ``stalled`` after this many measures in a row that did not improve the best objective.
+    stall_rtol : float
+        Relative improvement of the best objective that counts as progress.
+    callback : callable, optional
+        Called with each history record; a true return value stops the run.
+
+    Returns
+    -------
+    Run
+        The last state whose objective was finite; never an unmeasured one.
+    """
+    start = time.perf_counter()
+    history: list[Record] = []
+    best, idle = np.inf, 0
+    seen = measure(state)
+    n_iter = 0
+    while True:
+        elapsed = time.perf_counter() - start
+        record = {"iteration": n_iter, "time": elapsed, "objective": seen.objective}
+        history.append({**record, **seen.residuals, **seen.info})
+        stop = bool(callback(history[-1])) if callback else False
+        threshold = best - stall_rtol * abs(best) if np.isfinite(best) else np.inf
+        idle = 0 if seen.objective < threshold else idle + 1
+        best = min(best, seen.objective)
+        status = None
+        if not np.isfinite(seen.objective):
+            status = Status.NONFINITE
+        elif seen.worst <= tol:
+            status = Status.OPTIMAL
+        elif stop:
+            status = Status.INTERRUPTED
+        elif stall_after is not None and idle >= stall_after:
+            status = Status.STALLED
+        elif n_iter >= max_iter:
+            status = Status.MAX_ITER
+        elif elapsed >= time_limit:
+            status = Status.TIME_LIMIT
+        if status is not None:
+            return Run(state, seen, status, n_iter, time.perf_counter() - start, tuple(history))
+        burst = min(check_every, max_iter - n_iter)
+        following = state
+        for _ in range(burst):
+            following = step(following)
+        n_iter += burst
+        measured = measure(following)
+        if not np.isfinite(measured.objective):
+            elapsed = time.perf_counter() - start
+            return Run(state, seen, Status.NONFINITE, n_iter, elapsed, tuple(history))
+        state, seen = following, measured

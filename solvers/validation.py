@@ -1,0 +1,72 @@
+"""Checks on solver input: every message names the argument, what is wrong and what to do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+
+def as_finite(name: str, value: npt.ArrayLike, *, ndim: int | None = None) -> Array:
+    """Return ``value`` as a finite float array of ``ndim`` dimensions (float32 stays float32)."""
+    array = np.asarray(value)
+    if not np.issubdtype(array.dtype, np.floating):
+        try:
+            array = array.astype(np.float64)
+        except (TypeError, ValueError):
+            raise ValueError(f"{name} must be numeric, got dtype {array.dtype}") from None
+    if ndim is not None and array.ndim != ndim:
+        raise ValueError(f"{name} must have {ndim} dimensions, got shape {array.shape}")
+    if not np.isfinite(array).all():
+        bad = int((~np.isfinite(array)).sum())
+        raise ValueError(f"{name} holds {bad} NaN or infinite entries: remove or impute them first")
+    return array
+
+
+def as_square(name: str, value: npt.ArrayLike) -> Array:
+    """Return ``value`` as a finite symmetric matrix (asymmetry beyond rounding is refused)."""
+    matrix = as_finite(name, value, ndim=2)
+    if matrix.shape[0] != matrix.shape[1]:
+        raise ValueError(f"{name} must be square, got shape {matrix.shape}")
+    scale = float(np.abs(matrix).max(initial=0.0))
+    slack = 1e3 * float(np.finfo(matrix.dtype).eps) * scale
+    if np.abs(matrix - matrix.T).max(initial=0.0) > slack:
+        raise ValueError(f"{name} must be symmetric: pass ({name} + {name}.T) / 2 if that is what you mean")
+    return matrix
+
+
+def as_scalar(
+    name: str, value: Any, *, low: float = -np.inf, high: float = np.inf, strict: bool = False
+) -> float:
+    """Return ``value`` as a float in [low, high] (``strict``: above ``low``)."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} must be a number, got {value!r}") from None
+    if not (low <= number <= high) or (strict and number == low):
+        bound = f"> {low:g}" if strict else f">= {low:g}"
+        upper = f" and <= {high:g}" if np.isfinite(high) else ""
+        raise ValueError(f"{name} must be a finite number {bound}{upper}, got {number!r}")
+    return number
+
+
+def as_count(name: str, value: Any, *, low: int = 1) -> int:
+    """Return ``value`` as an integer >= ``low``."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < low:
+        raise ValueError(f"{name} must be an integer >= {low}, got {value!r}")
+    return int(value)
+
+
+def as_weights(name: str, value: npt.ArrayLike | None, n: int) -> Array | None:
+    """Return sample weights as float64 of length ``n``: non-negative, finite, not all zero."""
+    if value is None:
+        return None
+    weights = as_finite(name, value, ndim=1).astype(np.float64, copy=False)
+    if weights.shape[0] != n:
+        raise ValueError(f"{name} has {weights.shape[0]} entries for {n} rows")
+    if weights.min(initial=0.0) < 0.0 or weights.sum() <= 0.0:
+        raise ValueError(f"{name} must be non-negative with a positive sum")
+    return weights
