@@ -288,20 +288,6 @@ def dense_network(
     )
 
 
-def fold_input_map(network: Network, mean: Array, map_: Array) -> Network:
-    """Network on raw rows ``X`` equal to ``network`` on ``(X - mean) @ map_`` (first layer Dense).
-
-    The product is taken in float64 and rounded once to the network's dtype.
-    """
-    first = network.layers[0]
-    if not isinstance(first, Dense):
-        raise ValueError("an input map folds into a first Dense layer only")
-    weight = map_.astype(np.float64) @ first.weight.astype(np.float64)
-    bias = first.bias - mean.astype(np.float64) @ weight
-    folded = Dense(weight.astype(network.dtype), bias.astype(network.dtype), first.activation)
-    return Network([folded, *network.layers[1:]], None, network.metadata)
-
-
 def write_atomically(path: Path, data: bytes) -> None:
     """Write ``data`` beside ``path``, then rename over it: readers see the old file or the whole new one."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
