@@ -4,5 +4,15 @@ if __name__ != "liftopt.solvers":
     raise ImportError("use liftopt.solvers")
 
 from .result import Measure, Result, Run, SolverError, Status, iterate
+from .softmax import AffineMap, solve_softmax_regression
 
-__all__ = ["Measure", "Result", "Run", "SolverError", "Status", "iterate"]
+__all__ = [
+    "AffineMap",
+    "Measure",
+    "Result",
+    "Run",
+    "SolverError",
+    "Status",
+    "iterate",
+    "solve_softmax_regression",
+]
