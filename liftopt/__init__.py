@@ -39,11 +39,16 @@ __all__ = [
 ]
 
 
+_MODULES = ("data", "solvers")
+
+
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"liftopt.{name}")
     if name not in _EXPORTS:
         raise AttributeError(f"module 'liftopt' has no attribute {name!r}")
     return getattr(import_module(_EXPORTS[name]), name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_EXPORTS])
+    return sorted([*globals(), *_EXPORTS, *_MODULES])
