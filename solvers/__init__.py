@@ -3,16 +3,52 @@
 if __name__ != "liftopt.solvers":
     raise ImportError("use liftopt.solvers")
 
+from .affine import AffineMap
+from .least_squares import solve_ridge, solve_ridge_moments
+from .linear_system import SpdFactor, factor_spd
+from .margin import solve_margin
+from .moments import Moments, moments, moments_of_chunks, row_chunks, tree_reduce
 from .result import Measure, Result, Run, SolverError, Status, iterate
-from .softmax import AffineMap, solve_softmax_regression
+from .ridge_path import RidgePath, ridge_path, ridge_path_moments, solve_ridge_folds, solve_ridge_path
+from .softmax import solve_softmax_regression
+from .stiefel import (
+    polar_factor,
+    solve_procrustes,
+    solve_reduced_rank_ridge,
+    solve_stiefel_linear,
+    solve_stiefel_quadratic,
+)
+from .stiefel_svm import solve_simplex_weights, solve_stiefel_svm
 
 __all__ = [
     "AffineMap",
     "Measure",
+    "Moments",
     "Result",
+    "RidgePath",
     "Run",
     "SolverError",
+    "SpdFactor",
     "Status",
+    "factor_spd",
     "iterate",
+    "moments",
+    "moments_of_chunks",
+    "polar_factor",
+    "ridge_path",
+    "ridge_path_moments",
+    "row_chunks",
+    "solve_margin",
+    "solve_procrustes",
+    "solve_reduced_rank_ridge",
+    "solve_ridge",
+    "solve_ridge_folds",
+    "solve_ridge_moments",
+    "solve_ridge_path",
+    "solve_simplex_weights",
     "solve_softmax_regression",
+    "solve_stiefel_linear",
+    "solve_stiefel_quadratic",
+    "solve_stiefel_svm",
+    "tree_reduce",
 ]

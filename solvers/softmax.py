@@ -28,6 +28,7 @@ import numpy.typing as npt
 from scipy.linalg import cho_solve, lapack
 from scipy.special import logsumexp
 
+from .affine import AffineMap
 from .result import Callback, Measure, OnLimit, Result, conclude, iterate
 from .validation import as_count, as_finite, as_scalar, as_weights
 
@@ -38,13 +39,6 @@ _DENSE_PARAMETERS = 300  # up to here the exact Newton system is cheaper than co
 _GRAM_ROWS_PER_FEATURE = 20  # rows that suffice for the preconditioner's Gram matrix
 _MAX_CG = 200
 _MAX_HALVINGS = 40
-
-
-class AffineMap(NamedTuple):
-    """``weight`` (features, outputs) and ``intercept`` (outputs,)."""
-
-    weight: Array
-    intercept: Array
 
 
 class _Point(NamedTuple):
@@ -105,8 +99,9 @@ def solve_softmax_regression(
     Returns
     -------
     Result
-        ``x``: :class:`AffineMap` in float64; ``residuals["stationarity"]`` as in ``tol``. With ``ridge = 0``
-        on separable data there is no minimiser: the loss tends to zero and the weights grow until ``tol``.
+        ``x``: :class:`~liftopt.solvers.AffineMap`, float64; ``residuals["stationarity"]`` as in ``tol``. With
+        ``ridge = 0`` on separable data there is no minimiser: the loss tends to zero and the weights grow
+        until ``tol``.
 
     Raises
     ------
