@@ -1,0 +1,292 @@
+"""What a comparison measured, as a value: the runs, the table made from them, and the JSON record.
+
+:func:`liftopt.compare.compare` makes it; everything shown to a reader (text table, HTML report, JSON) is
+computed from it and from nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import fmean, median, stdev
+from typing import Any
+
+from liftopt.methods import Task
+from liftopt.network import write_atomically
+from liftopt.solvers.result import Record
+
+
+@dataclass(frozen=True)
+class Run:
+    """One fit of one method on one split, judged on rows it has not seen.
+
+    ``score`` is the test accuracy or R2; times are seconds, those of the selection apart from those of the
+    fit; ``validation_score`` is what the chosen ``parameters`` were chosen by (None: nothing to choose);
+    ``nbytes`` and ``n_parameters`` belong to the trained network; ``notes`` are the warnings it gave.
+    """
+
+    method: str
+    repeat: int
+    score: float
+    wall: float
+    cpu: float
+    search_wall: float = 0.0
+    search_cpu: float = 0.0
+    validation_score: float | None = None
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    n_parameters: int | None = None
+    nbytes: int | None = None
+    n_iter: int | None = None
+    history: Sequence[Record] = ()
+    notes: Sequence[str] = ()
+
+    def seconds_to(self, target: float) -> float:
+        """CPU seconds until the history's ``validation_score`` first reached ``target``; inf if never."""
+        for record in self.history:
+            if record.get("validation_score", -math.inf) >= target:
+                return float(record["cpu"])
+        return math.inf
+
+    @property
+    def best_validation_score(self) -> float:
+        """Highest ``validation_score`` of the history; -inf without one."""
+        return max((record.get("validation_score", -math.inf) for record in self.history), default=-math.inf)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: a method over its finished repeats (times and sizes are medians)."""
+
+    method: str
+    runs: int
+    score: float
+    spread: float
+    cpu: float
+    wall: float
+    search_cpu: float
+    n_parameters: float | None
+    nbytes: float | None
+    seconds_to_target: float | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Outcome of :func:`liftopt.compare.compare`.
+
+    Attributes
+    ----------
+    data : str
+        Name of the data.
+    task : {"classification", "regression"}
+        What is scored: accuracy, or R2.
+    methods : tuple of str
+        All entrants in the order of the table.
+    baselines : tuple of str
+        Those of them that are tuned back-propagation.
+    runs : tuple of Run
+        The finished ones.
+    skipped, failed : mapping of str to str
+        Method to reason: an extra is missing, or the fit raised.
+    interrupted : bool
+        Whether Ctrl-C ended the comparison before all planned runs were done.
+    settings, environment : mapping
+        Protocol and sizes; machine, versions and threads.
+    """
+
+    data: str
+    task: Task
+    methods: tuple[str, ...]
+    baselines: tuple[str, ...]
+    runs: tuple[Run, ...]
+    skipped: Mapping[str, str]
+    failed: Mapping[str, str]
+    interrupted: bool
+    settings: Mapping[str, Any]
+    environment: Mapping[str, Any]
+
+    @property
+    def metric(self) -> str:
+        """What ``score`` is."""
+        return "accuracy" if self.task == "classification" else "R²"
+
+    def runs_of(self, method: str) -> list[Run]:
+        """Finished runs of ``method``."""
+        return [run for run in self.runs if run.method == method]
+
+    @property
+    def reference(self) -> str | None:
+        """The baseline with the best mean validation score (never chosen by the test score)."""
+        scores = {
+            name: fmean(seen)
+            for name in self.baselines
+            if (seen := [r.validation_score for r in self.runs_of(name) if r.validation_score is not None])
+        }
+        return max(scores, key=scores.__getitem__, default=None)
+
+    @property
+    def target(self) -> float | None:
+        """Median over repeats of the best validation score in the reference's histories."""
+        if self.reference is None:
+            return None
+        best = [run.best_validation_score for run in self.runs_of(self.reference)]
+        middle = median(best)
+        return middle if math.isfinite(middle) else None
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """The table, one row a method that finished at least one run."""
+        target = self.target
+        return tuple(_summary(name, runs, target) for name in self.methods if (runs := self.runs_of(name)))
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What a reader must know before reading the table: what is missing from it, and why."""
+        found = []
+        if self.interrupted:
+            found.append(f"Interrupted: the {len(self.runs)} runs that were finished by then are shown.")
+        found += [f"{name} was skipped: {reason}" for name, reason in self.skipped.items()]
+        found += [f"{name} failed: {reason}" for name, reason in self.failed.items()]
+        return tuple(found)
+
+    @property
+    def summary(self) -> tuple[str, ...]:
+        """The outcome in sentences, losses against the tuned baseline included."""
+        rows = {row.method: row for row in self.rows}
+        if not rows:
+            return ("No run was finished.",)
+        best = max(rows.values(), key=lambda row: row.score)
+        sentences = [
+            f"Highest mean test {self.metric}: {best.method}, {self._words(best)} in "
+            f"{format_seconds(best.cpu)} CPU seconds."
+        ]
+        if (name := self.reference) is None:
+            return tuple(sentences)
+        base = rows[name]
+        sentences.append(
+            f"Best tuned baseline on validation: {name}, {self._words(base)} in {format_seconds(base.cpu)} "
+            f"CPU seconds, after {format_seconds(base.search_cpu)} of tuning."
+        )
+        others = [row for row in rows.values() if row.method not in self.baselines]
+        if behind := [row for row in others if row.score < base.score]:
+            losses = ", ".join(f"{row.method} (by {self._difference(base, row)})" for row in behind)
+            sentences.append(f"Behind it: {losses}.")
+        return tuple(sentences)
+
+    def _words(self, row: Row) -> str:
+        return format_score(row.score, row.spread, self)
+
+    def _difference(self, better: Row, worse: Row) -> str:
+        gap = better.score - worse.score
+        return f"{100 * gap:.2f} points" if self.task == "classification" else f"{gap:.4f}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able record of everything; non-finite numbers are the strings inf, -inf and nan."""
+        computed = {"metric": self.metric, "reference": self.reference, "target": self.target}
+        table = [asdict(row) for row in self.rows]
+        plain: dict[str, Any] = _jsonable({**asdict(self), **computed, "table": table})
+        return plain
+
+    def save_json(self, path: str | os.PathLike[str]) -> None:
+        """Write :meth:`to_dict` to ``path``, atomically."""
+        write_atomically(Path(path), json.dumps(self.to_dict(), indent=1).encode())
+
+    def save_html(self, path: str | os.PathLike[str]) -> None:
+        """Write the report (one file, no network needed) to ``path``, atomically."""
+        from liftopt.report import render
+
+        write_atomically(Path(path), render(self).encode())
+
+    def __str__(self) -> str:
+        cells = [HEADINGS, *(format_row(row, self) for row in self.rows)]
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        lines = [
+            "  ".join(
+                cell.ljust(width) if index == 0 else cell.rjust(width)
+                for index, (cell, width) in enumerate(zip(line, widths, strict=True))
+            ).rstrip()
+            for line in cells
+        ]
+        return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+HEADINGS = (
+    "method", "test score", "fit CPU s", "fit wall s", "search CPU s", "parameters", "size", "s to baseline"
+)  # fmt: skip
+
+
+def format_row(row: Row, comparison: Comparison) -> tuple[str, ...]:
+    """The cells of one row as text, in the order of ``HEADINGS``."""
+    return (
+        row.method,
+        format_score(row.score, row.spread, comparison),
+        format_seconds(row.cpu),
+        format_seconds(row.wall),
+        format_seconds(row.search_cpu) if row.search_cpu else "–",
+        "–" if row.n_parameters is None else f"{row.n_parameters:,.0f}",
+        "–" if row.nbytes is None else format_bytes(row.nbytes),
+        "–" if row.seconds_to_target is None else format_seconds(row.seconds_to_target),
+    )
+
+
+def format_score(score: float, spread: float, comparison: Comparison) -> str:
+    """Mean and spread: per cent for accuracy, three decimals for R2; no spread for a single run."""
+    if comparison.task == "classification":
+        return f"{100 * score:.2f} %" if math.isnan(spread) else f"{100 * score:.2f} ± {100 * spread:.2f} %"
+    return f"{score:.4f}" if math.isnan(spread) else f"{score:.4f} ± {spread:.4f}"
+
+
+def format_seconds(seconds: float) -> str:
+    """Seconds to three digits; a target never reached says so."""
+    if math.isinf(seconds):
+        return "not reached"
+    if seconds >= 100:
+        return f"{seconds:.0f}"
+    return f"{seconds:.2f}" if seconds >= 1 else f"{seconds:.3f}"
+
+
+def format_bytes(size: float) -> str:
+    """Bytes with a binary unit."""
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.4g} {unit}"
+        size /= 1024
+    return f"{size:.4g} GiB"
+
+
+def _summary(method: str, runs: Sequence[Run], target: float | None) -> Row:
+    scores = [run.score for run in runs]
+    followed = target is not None and any(math.isfinite(run.best_validation_score) for run in runs)
+    return Row(
+        method,
+        len(runs),
+        fmean(scores),
+        stdev(scores) if len(scores) > 1 else math.nan,
+        median(run.cpu for run in runs),
+        median(run.wall for run in runs),
+        median(run.search_cpu for run in runs),
+        _median_known([run.n_parameters for run in runs]),
+        _median_known([run.nbytes for run in runs]),
+        median(run.seconds_to(target) for run in runs) if target is not None and followed else None,
+    )
+
+
+def _median_known(values: Sequence[int | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(median(known)) if known else None
+
+
+def _jsonable(value: Any) -> Any:
+    """Plain JSON types; NaN and infinities, which JSON does not have, become strings."""
+    if isinstance(value, Mapping):
+        return {str(key): _jsonable(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_jsonable(inner) for inner in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    return repr(value)
