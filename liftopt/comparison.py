@@ -147,7 +147,10 @@ class Comparison:
         """What a reader must know before reading the table: what is missing from it, and why."""
         found = []
         if self.interrupted:
-            found.append(f"Interrupted: the {len(self.runs)} runs that were finished by then are shown.")
+            planned = self.settings["repeats"] * len(self.methods)
+            found.append(
+                f"Interrupted. Finished runs: {len(self.runs)} of {planned}; the table is made from these."
+            )
         found += [f"{name} was skipped: {reason}" for name, reason in self.skipped.items()]
         found += [f"{name} failed: {reason}" for name, reason in self.failed.items()]
         return tuple(found)

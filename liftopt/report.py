@@ -11,10 +11,11 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from string import Template
+from typing import NamedTuple
 
 from liftopt.comparison import HEADINGS, Comparison, Run, format_row
 from liftopt.solvers.result import Record
-from liftopt.svg import Axis, Series, chart, swatch
+from liftopt.svg import COLOURS, Axis, Series, chart, swatch
 
 _RESIDUALS = ("stationarity", "primal", "dual", "gap", "residual")
 _SECONDS = Axis("CPU seconds of the fit", log=True)
@@ -60,11 +61,13 @@ def _table(comparison: Comparison) -> str:
 
 
 def _figures(comparison: Comparison) -> Iterable[str]:
-    metric = comparison.metric
+    metric, unit = comparison.metric, _unit(comparison)
     runs = {name: runs for name in comparison.methods if (runs := comparison.runs_of(name))}
     colour = {name: index for index, name in enumerate(comparison.methods)}
     dots = [
-        Series(name, [r.cpu for r in found], [r.score for r in found], colour[name], joined=False)
+        Series(
+            name, [r.cpu for r in found], [unit.scale * r.score for r in found], colour[name], joined=False
+        )
         for name, found in runs.items()
     ]
     first = [found[0] for found in runs.values()]
@@ -76,13 +79,13 @@ def _figures(comparison: Comparison) -> Iterable[str]:
         f"Test {metric} against fit time",
         "Every finished run is one mark. Up and to the left is better.",
         dots,
-        Axis(f"test {metric}"),
+        Axis(f"test {metric}{unit.suffix}"),
     )
     yield _figure(
         f"Validation {metric} against time",
         "First repeat; each method on the rows it held out itself. The mark is where the fit ended.",
-        curves(lambda run: [_number(record, "validation_score") for record in run.history]),
-        Axis(f"validation {metric}"),
+        curves(lambda run: [unit.scale * _number(record, "validation_score") for record in run.history]),
+        Axis(f"validation {metric}{unit.suffix}"),
     )
     yield _figure(
         "Convergence of the training objective",
@@ -97,6 +100,17 @@ def _figures(comparison: Comparison) -> Iterable[str]:
         curves(lambda run: [_residual(record) for record in run.history]),
         Axis("largest residual", log=True),
     )
+
+
+class _Unit(NamedTuple):
+    """How scores are shown on an axis."""
+
+    scale: float
+    suffix: str
+
+
+def _unit(comparison: Comparison) -> _Unit:
+    return _Unit(100.0, ", %") if comparison.task == "classification" else _Unit(1.0, "")
 
 
 def _figure(title: str, caption: str, series: Sequence[Series], y: Axis) -> str:
@@ -257,5 +271,5 @@ details { margin: .5rem 0; } summary { cursor: pointer; } li { overflow-wrap: an
 @media (max-width: 34rem) { .tick { font-size: 19px; } .label { font-size: 19px; }
   figure { padding: .75rem; } }
 """ + "\n".join(
-    f".line.s{k} {{ stroke: var(--s{k}); }} .mark.s{k} {{ fill: var(--s{k}); }}" for k in range(8)
+    f".line.s{k} {{ stroke: var(--s{k}); }} .mark.s{k} {{ fill: var(--s{k}); }}" for k in range(COLOURS)
 )

@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 640, 360
-_LEFT, _RIGHT, _TOP, _BOTTOM = 62, 14, 12, 46
+_LEFT, _RIGHT, _TOP, _BOTTOM = 60, 14, 32, 46
 _MAX_POINTS = 160
+_HUGE = 1e100  # larger values, and smaller ones on a log axis, are divergence and not drawn
 _DASHES = ("", "7 4", "2 3", "10 3 2 3")
 COLOURS = 8
+_SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ def ticks(low: float, high: float, *, log: bool = False) -> list[float]:
     """Round values in [low, high]: powers of ten (with 2 and 5 on short ranges), or 1-2-5 steps."""
     if log:
         decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-        wide = math.log10(high / low) > 3
+        wide = math.log10(high / low) > 2.2
         every = max(1, len(decades) // 6)
         values = (
             [10.0**k for k in decades if k % every == 0]
@@ -102,12 +104,12 @@ def ticks(low: float, high: float, *, log: bool = False) -> list[float]:
 
 
 def _drawable(series: Series, x: Axis, y: Axis) -> Series:
-    """The finite points (positive ones on a log axis), thinned to what a screen can show."""
-    floor = [0.0 if axis.log else -math.inf for axis in (x, y)]
+    """The points of sane size (positive ones on a log axis), thinned to what a screen can show."""
+    floor = [1 / _HUGE if axis.log else -_HUGE for axis in (x, y)]
     points = [
         (float(a), float(b))
         for a, b in zip(series.x, series.y, strict=True)
-        if floor[0] < a < math.inf and floor[1] < b < math.inf
+        if floor[0] < a < _HUGE and floor[1] < b < _HUGE
     ]
     stride = max(1, math.ceil(len(points) / _MAX_POINTS))
     kept = points[::stride] + ([points[-1]] if (len(points) - 1) % stride else [])
@@ -136,25 +138,33 @@ def _frame(across: _Scale, up: _Scale) -> str:
         parts.append(f'<path class="grid" d="M{at:.1f} {_TOP}V{HEIGHT - _BOTTOM}"/>')
         parts.append(
             f'<text class="tick" x="{at:.1f}" y="{HEIGHT - _BOTTOM + 17}" text-anchor="middle">'
-            f"{value:.6g}</text>"
+            f"{tick_text(value)}</text>"
         )
     for value in ticks(up.low, up.high, log=up.log):
         at = up(value)
         parts.append(f'<path class="grid" d="M{_LEFT} {at:.1f}H{WIDTH - _RIGHT}"/>')
         parts.append(
-            f'<text class="tick" x="{_LEFT - 6}" y="{at + 4:.1f}" text-anchor="end">{value:.4g}</text>'
+            f'<text class="tick" x="{_LEFT - 6}" y="{at + 4:.1f}" text-anchor="end">{tick_text(value)}</text>'
         )
     return "".join(parts)
 
 
 def _labels(x: Axis, y: Axis) -> str:
-    middle = (HEIGHT - _BOTTOM + _TOP) / 2
     return (
-        f'<text class="label" x="{(_LEFT + WIDTH - _RIGHT) / 2}" y="{HEIGHT - 8}" text-anchor="middle">'
+        f'<text class="label" x="{WIDTH - _RIGHT}" y="{HEIGHT - 6}" text-anchor="end">'
         f"{escape(x.label)}</text>"
-        f'<text class="label" transform="translate(14 {middle}) rotate(-90)" text-anchor="middle">'
-        f"{escape(y.label)}</text>"
+        f'<text class="label" x="2" y="17">{escape(y.label)}</text>'
     )
+
+
+def tick_text(value: float) -> str:
+    """Short text of a tick; far from 1 as a power of ten."""
+    if value == 0 or 1e-3 <= abs(value) < 1e5:
+        return f"{value:.6g}"
+    mantissa, exponent = f"{value:.3e}".split("e")
+    power = "10" + str(int(exponent)).translate(_SUPERSCRIPT)
+    factor = f"{float(mantissa):g}"
+    return power if factor == "1" else f"{factor}·{power}"
 
 
 def _curve(series: Series, across: _Scale, up: _Scale) -> str:

@@ -1,7 +1,72 @@
+import sys
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
+
+from liftopt.base import NetworkClassifier, NetworkRegressor, Recorder
+from liftopt.methods import METHODS, Method
+from liftopt.network import dense_network
 
 
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)
+
+
+def _least_squares_network(data, head):
+    """Linear network, good enough to be compared."""
+    rows = np.column_stack([data.X, np.ones(len(data.X))]).astype(float)
+    solution = np.linalg.lstsq(rows, data.target - data.target.mean(axis=0), rcond=1e-6)[0]
+    bias = solution[-1] + data.target.mean(axis=0)
+    return dense_network([solution[:-1]], [bias], head=head)
+
+
+class _StandIn:
+    _check_training_data: Any
+    head = "softmax"
+
+    def __init__(
+        self,
+        hidden_layer_sizes=(10,),
+        input_map=None,
+        learning_rate_init=0.001,
+        random_state=None,
+        callback=None,
+    ):
+        self.hidden_layer_sizes = hidden_layer_sizes
+        self.input_map = input_map
+        self.learning_rate_init = learning_rate_init
+        self.random_state = random_state
+        self.callback = callback
+
+    def fit(self, X, y):
+        data = self._check_training_data(X, y)
+        recorder = Recorder("stand-in", callback=self.callback)
+        self.network_ = _least_squares_network(data, self.head)
+        for k in range(3):
+            recorder.add(objective=1.0 / (k + 1), validation_score=0.5 + 0.1 * k, stationarity=10.0**-k)
+        self.history_, self.n_iter_ = recorder.history, 3
+        return self
+
+
+class StandInClassifier(_StandIn, NetworkClassifier):
+    pass
+
+
+class StandInRegressor(_StandIn, NetworkRegressor):
+    head = "identity"
+
+
+@pytest.fixture
+def stand_ins(monkeypatch):
+    """``METHODS`` with a quick linear method named "linear" and in place of Adam, and nothing else."""
+    module = SimpleNamespace(Classifier=StandInClassifier, Regressor=StandInRegressor)
+    monkeypatch.setitem(sys.modules, "stand_ins", module)
+    quick = Method("stand_ins", "Classifier", "Regressor")
+    for name in list(METHODS):
+        monkeypatch.delitem(METHODS, name)
+    monkeypatch.setitem(METHODS, "linear", quick)
+    monkeypatch.setitem(METHODS, "adam", quick)
+    return module
