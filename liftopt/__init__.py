@@ -10,6 +10,7 @@ __version__ = _version("liftopt")
 
 if TYPE_CHECKING:
     from liftopt.activations import ACTIVATIONS, Activation, get_activation
+    from liftopt.baseline import BackpropClassifier, BackpropRegressor
     from liftopt.layers import AvgPool2d, Conv2d, Dense, Flatten
     from liftopt.network import ModelFileError, Network
 
@@ -19,6 +20,8 @@ _EXPORTS = {
     "Activation": "liftopt.activations",
     "get_activation": "liftopt.activations",
     "AvgPool2d": "liftopt.layers",
+    "BackpropClassifier": "liftopt.baseline",
+    "BackpropRegressor": "liftopt.baseline",
     "Conv2d": "liftopt.layers",
     "Dense": "liftopt.layers",
     "Flatten": "liftopt.layers",
@@ -30,6 +33,8 @@ __all__ = [
     "ACTIVATIONS",
     "Activation",
     "AvgPool2d",
+    "BackpropClassifier",
+    "BackpropRegressor",
     "Conv2d",
     "Dense",
     "Flatten",

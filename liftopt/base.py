@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,9 +20,12 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
+from liftopt.activations import Activation, Identity, Softmax, get_activation
+from liftopt.layers import Dense
 from liftopt.methods import Task, make_estimator
 from liftopt.network import Network
 from liftopt.solvers.result import Callback, Record
+from liftopt.solvers.validation import as_count
 
 Array = npt.NDArray[Any]
 
@@ -76,16 +80,19 @@ class NetworkClassifier(ClassifierMixin, BaseEstimator):
 
     def decision_function(self, X: Any) -> Array:
         """Scores before the softmax: (n, classes), or (n,) for two classes (positive: ``classes_[1]``)."""
-        scores = self.network_.scores(self._check_rows(X))
+        rows = self._check_rows(X)
+        scores = self.network_.scores(rows)
         return scores[:, 1] - scores[:, 0] if self.classes_.size == 2 else scores
 
     def predict_proba(self, X: Any) -> Array:
         """Class probabilities (n, classes); columns follow ``classes_``."""
-        return self.network_(self._check_rows(X))
+        rows = self._check_rows(X)
+        return self.network_(rows)
 
     def predict(self, X: Any) -> Array:
         """Most probable class of each row, shape (n,)."""
-        winners: Array = self.classes_[np.argmax(self.network_.scores(self._check_rows(X)), axis=1)]
+        rows = self._check_rows(X)
+        winners: Array = self.classes_[np.argmax(self.network_.scores(rows), axis=1)]
         return winners
 
     def _check_rows(self, X: Any) -> Array:
@@ -229,9 +236,10 @@ def starting_network(
     if isinstance(init, str):
         estimator = make_estimator(init, data.task, random_state=random_state, **parameters)
         y = data.codes if data.codes is not None else data.target.squeeze()
-        init = estimator.fit(data.X, y).network_
+        init = estimator.fit(data.X, y, sample_weight=data.weight).network_
     if not isinstance(init, Network):
         raise ValueError(f"init must be None, a method name or a Network, got {type(init).__name__}")
+    init = _with_head(init, data.task)
     wanted = (data.X.shape[1], data.target.shape[1])
     found = (int(np.prod(init.input_shape)), init.output_shape[0])
     if wanted != found:
@@ -239,3 +247,41 @@ def starting_network(
             f"init maps {found[0]} features to {found[1]} outputs, the data need {wanted[0]} to {wanted[1]}"
         )
     return init
+
+
+def _with_head(network: Network, task: Task) -> Network:
+    """``network`` with the head of ``task``: logits without a softmax, as torch modules end, get theirs."""
+    last = network.layers[-1]
+    if not isinstance(last, Dense) or not isinstance(last.activation, (Identity, Softmax)):
+        raise ValueError(f"init must end in a Dense layer with a linear or a softmax head, not in {last}")
+    head = Dense(last.weight, last.bias, Softmax() if task == "classification" else Identity())
+    return Network([*network.layers[:-1], head], network.input_shape, network.metadata)
+
+
+def check_layer_sizes(hidden_layer_sizes: Any) -> tuple[int, ...]:
+    """Widths of the hidden layers as a tuple; a single integer is one layer, an empty sequence none."""
+    sizes = (hidden_layer_sizes,) if np.ndim(hidden_layer_sizes) == 0 else tuple(hidden_layer_sizes)
+    return tuple(as_count("hidden_layer_sizes", size) for size in sizes)
+
+
+def initial_network(
+    sizes: Sequence[int],
+    activation: str | Activation,
+    task: Task,
+    dtype: npt.DTypeLike,
+    random_state: np.random.RandomState,
+) -> Network:
+    """Random network of the given widths (input first): uniform weights, zero biases.
+
+    The weights are scaled by He's rule, by Glorot's where the activation saturates and in the head.
+    """
+    kind = get_activation(activation)
+    head: Activation = Softmax() if task == "classification" else Identity()
+    layers = []
+    for index, (fan_in, fan_out) in enumerate(pairwise(sizes)):
+        hidden = index < len(sizes) - 2
+        rectifies = hidden and not np.isfinite(kind.range).all()
+        bound = np.sqrt(6.0 / fan_in if rectifies else 6.0 / (fan_in + fan_out))
+        weight = random_state.uniform(-bound, bound, size=(fan_in, fan_out)).astype(dtype)
+        layers.append(Dense(weight, np.zeros(fan_out, dtype=dtype), kind if hidden else head))
+    return Network(layers)

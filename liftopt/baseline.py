@@ -1,0 +1,301 @@
+"""The baseline: the same networks trained by back-propagation (torch), as fast as a careful user makes it.
+
+Inputs are standardised (or mapped by the damped whitening that the other methods use) and regression
+targets scaled to unit variance; both maps are folded exactly into the returned network.
+See :mod:`liftopt.backprop` for the descent itself.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils import check_random_state
+
+from liftopt.backprop import Optimizer, Schedule, Settings, descend
+from liftopt.base import (
+    NetworkClassifier,
+    NetworkRegressor,
+    Recorder,
+    TrainingData,
+    check_layer_sizes,
+    holdout_split,
+    initial_network,
+    starting_network,
+)
+from liftopt.input_map import InputMap, fit_input_map, fold, standardise, unfold
+from liftopt.layers import Dense
+from liftopt.network import Network
+from liftopt.solvers.result import Callback, Record
+from liftopt.torch_interop import import_torch
+
+Array = npt.NDArray[Any]
+
+_PCA_SHARE = 0.99
+
+
+class _Backprop:
+    """Parameters and fit of both estimators; see :class:`BackpropClassifier`."""
+
+    network_: Network
+    history_: list[Record]
+    n_iter_: int
+
+    def __init__(
+        self,
+        *,
+        hidden_layer_sizes: Sequence[int] = (100,),
+        activation: str = "relu",
+        optimizer: Optimizer = "adam",
+        learning_rate_init: float = 0.01,
+        schedule: Schedule = "one_cycle",
+        batch_size: int | Literal["auto"] = "auto",
+        max_iter: int = 100,
+        alpha: float = 1e-4,
+        input_map: str | Mapping[str, Any] | None = "standardise",
+        early_stopping: bool = False,
+        validation_fraction: float = 0.1,
+        n_iter_no_change: int = 10,
+        tol: float = 1e-4,
+        warm_start: bool = False,
+        init: Network | str | None = None,
+        random_state: int | np.random.RandomState | None = None,
+        callback: Callback | None = None,
+        verbose: bool = False,
+    ) -> None:
+        self.hidden_layer_sizes = hidden_layer_sizes
+        self.activation = activation
+        self.optimizer = optimizer
+        self.learning_rate_init = learning_rate_init
+        self.schedule = schedule
+        self.batch_size = batch_size
+        self.max_iter = max_iter
+        self.alpha = alpha
+        self.input_map = input_map
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
+        self.n_iter_no_change = n_iter_no_change
+        self.tol = tol
+        self.warm_start = warm_start
+        self.init = init
+        self.random_state = random_state
+        self.callback = callback
+        self.verbose = verbose
+
+    def _fit(self, data: TrainingData) -> None:
+        """Train on checked data and set the fitted attributes."""
+        import_torch()  # before the clock starts
+        settings = Settings(
+            self.optimizer,
+            self.learning_rate_init,
+            self.schedule,
+            self.batch_size,
+            self.max_iter,
+            self.alpha,
+            self.n_iter_no_change,
+            self.tol,
+        )
+        random_state = check_random_state(self.random_state)
+        recorder = Recorder(type(self).__name__, self.verbose, self.callback)
+        if data.weight is not None:
+            data = data.rows(np.flatnonzero(data.weight > 0))
+        train, held_out = self._split(data, random_state)
+        input_map = _fit_map(self.input_map, train, random_state)
+        centre, scale = _target_moments(train)
+        found = descend(
+            self._start(train, input_map, centre, scale, random_state),
+            _mapped(train, input_map, centre, scale),
+            None if held_out is None else _mapped(held_out, input_map, centre, scale),
+            settings,
+            recorder,
+            random_state,
+        )
+        trained = _affine_outputs(found.network, scale, centre)
+        self.network_ = trained if input_map is None else fold(trained, input_map)
+        self.history_ = recorder.history
+        self.n_iter_ = found.n_iter
+        if found.warning:
+            warnings.warn(f"{type(self).__name__} {found.warning}", ConvergenceWarning, stacklevel=3)
+
+    def _split(
+        self, data: TrainingData, random_state: np.random.RandomState
+    ) -> tuple[TrainingData, TrainingData | None]:
+        """Training and held-out rows."""
+        if not self.early_stopping:
+            return data, None
+        rows, held = holdout_split(data, self.validation_fraction, random_state)
+        if held.size == 0:
+            warnings.warn(
+                f"{type(self).__name__}: too few rows to hold any out, early_stopping has no effect",
+                ConvergenceWarning,
+                stacklevel=4,
+            )
+            return data, None
+        return data.rows(rows), data.rows(held)
+
+    def _start(
+        self,
+        data: TrainingData,
+        input_map: InputMap | None,
+        centre: Array,
+        scale: Array,
+        random_state: np.random.RandomState,
+    ) -> Network:
+        """Network to start from, on mapped inputs and scaled targets."""
+        hidden = check_layer_sizes(self.hidden_layer_sizes)
+        init = self.network_ if self.warm_start and hasattr(self, "network_") else self.init
+        start = starting_network(init, data, random_state, hidden_layer_sizes=hidden)
+        if start is None:
+            width = data.X.shape[1] if input_map is None else input_map.n_components
+            sizes = (width, *hidden, data.target.shape[1])
+            return initial_network(sizes, self.activation, data.task, data.X.dtype, random_state)
+        start = _affine_outputs(start.astype(data.X.dtype), 1.0 / scale, -centre / scale)
+        return start if input_map is None else unfold(start, input_map)
+
+
+class BackpropClassifier(_Backprop, NetworkClassifier):
+    """Classifier trained by back-propagation on the cross-entropy (needs torch).
+
+    Parameters
+    ----------
+    hidden_layer_sizes : sequence of int
+        Widths of the hidden layers; ignored when ``init`` or a warm start gives the network.
+    activation : str or Activation
+        Of the hidden layers, by name from the table of activations.
+    optimizer : {"adam", "adamw", "sgd"}
+        SGD uses Nesterov momentum 0.9.
+    learning_rate_init : float
+        Peak learning rate.
+    schedule : {"one_cycle", "cosine", "constant"}
+        One cycle warms up over the first quarter, then follows a cosine to zero.
+    batch_size : int or "auto"
+        Largest number of rows a step; batches of an epoch have nearly equal sizes. ``"auto"`` is the power
+        of two next to n / 32, between 64 and 256.
+    max_iter : int
+        Epochs.
+    alpha : float
+        Weight decay of the optimiser (decoupled for AdamW).
+    input_map : {"standardise", "pca"}, mapping or None
+        Map of the inputs during training, folded into the first layer. ``"pca"`` is the damped whitening
+        with 99 % of the variance; a mapping holds arguments of
+        :func:`liftopt.input_map.fit_input_map`.
+    early_stopping : bool
+        Hold out rows, keep the best epoch on them, and stop when it does not improve.
+    validation_fraction : float
+        Share of the rows to hold out.
+    n_iter_no_change : int
+        Epochs without improvement by ``tol`` that end a run: of the validation score with early stopping,
+        of the training loss with ``schedule="constant"``; other schedules run their course.
+    tol : float
+        Smallest improvement that counts, absolute.
+    warm_start : bool
+        Start from the network of the previous fit.
+    init : Network, str or None
+        Network to start from (any architecture), or the name of a method to fit first.
+    random_state : int, RandomState or None
+        For the weights, the hold-out and the order of the rows.
+    callback : callable, optional
+        Called with each epoch's record; a true return value stops the run.
+    verbose : bool
+        Log each epoch at INFO level.
+
+    Attributes
+    ----------
+    network_ : Network
+        The trained network, on raw inputs.
+    history_ : list of dict
+        One record an epoch: ``iteration``, ``time``, ``cpu``, ``loss``, ``learning_rate`` and, with early
+        stopping, ``validation_score``.
+    n_iter_ : int
+        Epochs run.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from liftopt import BackpropClassifier
+    >>> X, y = load_iris(return_X_y=True)
+    >>> BackpropClassifier(hidden_layer_sizes=(16,), random_state=0).fit(X, y).score(X, y) > 0.9
+    True
+    """
+
+    classes_: Array
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> BackpropClassifier:
+        """Train on ``X`` (n, d) and labels ``y`` (n,).
+
+        Raises
+        ------
+        ValueError
+            If a parameter is out of range or the data cannot be used.
+        ImportError
+            If torch is missing; the message names the extra.
+        """
+        self._fit(self._check_training_data(X, y, sample_weight))
+        return self
+
+
+class BackpropRegressor(_Backprop, NetworkRegressor):
+    """Regressor trained by back-propagation on the squared error (needs torch).
+
+    Targets are scaled to unit variance for training. Parameters and attributes are those of
+    :class:`BackpropClassifier`, without ``classes_``.
+    """
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> BackpropRegressor:
+        """Train on ``X`` (n, d) and targets ``y`` (n,) or (n, outputs).
+
+        Raises
+        ------
+        ValueError
+            If a parameter is out of range or the data cannot be used.
+        ImportError
+            If torch is missing; the message names the extra.
+        """
+        self._fit(self._check_training_data(X, y, sample_weight))
+        return self
+
+
+def _fit_map(
+    spec: str | Mapping[str, Any] | None, data: TrainingData, random_state: np.random.RandomState
+) -> InputMap | None:
+    if spec is None:
+        return None
+    if isinstance(spec, str) and spec == "standardise":
+        return standardise(data.X, data.weight)
+    if isinstance(spec, str) and spec == "pca":
+        spec = {"n_components": _PCA_SHARE}
+    if isinstance(spec, Mapping):
+        return fit_input_map(data.X, sample_weight=data.weight, random_state=random_state, **spec)
+    raise ValueError(
+        "input_map must be 'standardise', 'pca', a mapping of fit_input_map's arguments or None, "
+        f"got {spec!r}"
+    )
+
+
+def _target_moments(data: TrainingData) -> tuple[Array, Array]:
+    """Mean and standard deviation of every output; 0 and 1 for classes, 1 for constant targets."""
+    width = data.target.shape[1]
+    if data.codes is not None:
+        return np.zeros(width), np.ones(width)
+    moments = standardise(data.target, data.weight)
+    return moments.mean, np.divide(1.0, moments.factor, out=np.ones(width), where=moments.factor > 0)
+
+
+def _mapped(data: TrainingData, input_map: InputMap | None, centre: Array, scale: Array) -> TrainingData:
+    X = data.X if input_map is None else input_map.transform(data.X)
+    target = data.target if data.codes is not None else (data.target - centre) / scale
+    return data._replace(X=X, target=target.astype(X.dtype, copy=False))
+
+
+def _affine_outputs(network: Network, scale: Array, shift: Array) -> Network:
+    """Network whose outputs (before a softmax) are ``scale * outputs + shift``."""
+    last = network.layers[-1]
+    if not isinstance(last, Dense):
+        raise ValueError(f"the last layer must be Dense, got {last}")
+    weight, bias = last.weight * scale, last.bias * scale + shift
+    head = Dense(weight.astype(network.dtype), bias.astype(network.dtype), last.activation)
+    return Network([*network.layers[:-1], head], network.input_shape, network.metadata)
