@@ -10,6 +10,7 @@ all of them alike; a small untimed fit loads libraries and compiles kernels firs
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import signal
@@ -43,40 +44,61 @@ _PACKAGES = ("liftopt", "numpy", "scipy", "scikit-learn", "torch", "numba")
 
 @dataclass(frozen=True)
 class Entrant:
-    """A line of the comparison: a method, its fixed parameters and the candidates it is tuned over."""
+    """A line of the comparison: a method, its fixed parameters and the candidates it is tuned over.
+
+    ``trace``: parameters of one more, untimed fit whose history is shown, for a method that records no
+    validation score unless it gives up training rows.
+    """
 
     name: str
     method: str
     parameters: Mapping[str, Any] = field(default_factory=dict)
     grid: Sequence[Mapping[str, Any]] = ({},)
+    trace: Mapping[str, Any] | None = None
+
+    @property
+    def tuned(self) -> bool:
+        """Whether there is something to choose."""
+        return len(self.grid) > 1
 
     def estimator(self, task: Task, common: Mapping[str, Any], **candidate: Any) -> Any:
         """Unfitted estimator; of the ``common`` parameters it gets those it knows."""
-        estimator = make_estimator(self.method, task, **self.parameters, **candidate)
+        estimator = make_estimator(self.method, task, **{**self.parameters, **candidate})
         known = estimator.get_params()
         return estimator.set_params(**{key: value for key, value in common.items() if key in known})
 
 
-_RATES: Sequence[Mapping[str, Any]] = [{"learning_rate_init": rate} for rate in (1e-3, 3e-3, 1e-2)]
-BASELINES = (
-    Entrant("adam", "adam", {"input_map": "standardise"}, _RATES),
-    Entrant("adam, our input map", "adam", {"input_map": "whiten"}, _RATES),
-)
+def baselines(n: int) -> tuple[Entrant, ...]:
+    """Back-propagation on standardised inputs and on the input map of our methods, for ``n`` rows.
+
+    The candidates: two peak rates of the one-cycle schedule, each for a short and a long run.
+    """
+    grid = [
+        {"learning_rate_init": rate, "max_iter": epochs + math.ceil(rows / n)}
+        for epochs, rows in ((5, 50_000), (20, 200_000))
+        for rate in (3e-3, 1e-2)
+    ]
+    trace = {"early_stopping": True, "n_iter_no_change": 10**9}  # hold out rows, but run the whole course
+    return tuple(
+        Entrant(name, "adam", {"input_map": input_map}, grid, trace)
+        for name, input_map in (("adam", "standardise"), ("adam, our input map", "pca"))
+    )
 
 
-def entrants(methods: Sequence[str] | None = None) -> tuple[Entrant, ...]:
-    """The chosen methods (default: all of them) followed by the baselines.
+def entrants(methods: Sequence[str] | None, n: int) -> tuple[Entrant, ...]:
+    """The chosen methods (None: all) followed by the baselines for ``n`` training rows.
 
     Raises
     ------
     ValueError
         If a name is unknown; the message lists the names.
     """
-    tuned = {baseline.method for baseline in BASELINES}
+    tuned = baselines(n)
     chosen = list(METHODS) if methods is None else list(dict.fromkeys(methods))
     if unknown := [name for name in chosen if name not in METHODS]:
         raise ValueError(f"unknown method {unknown[0]!r}; choose from {', '.join(METHODS)}")
-    return (*(Entrant(name, name) for name in chosen if name not in tuned), *BASELINES)
+    untuned = [name for name in chosen if name not in {baseline.method for baseline in tuned}]
+    return (*(Entrant(name, name) for name in untuned), *tuned)
 
 
 def compare(
@@ -122,8 +144,15 @@ def compare(
         data = load(data, target=target)
     repeats = as_count("repeats", repeats)
     hidden = tuple(as_count("hidden_layer_sizes", width) for width in hidden_layer_sizes)
-    bench = _Bench(data.task, {"hidden_layer_sizes": hidden}, entrants(methods), repeats, progress)
     splits = [data.split(random_state=random_state + repeat) for repeat in range(repeats)]
+    bench = _Bench(
+        data.task,
+        {"hidden_layer_sizes": hidden},
+        entrants(methods, splits[0].X_train.shape[0]),
+        repeats,
+        same_rows=len(data.splits) == 1,
+        progress=progress,
+    )
     interruption = _Interruption()
     with interruption:
         bench.warm_up(splits[0])
@@ -133,12 +162,13 @@ def compare(
         data=data.name,
         task=data.task,
         methods=tuple(entrant.name for entrant in bench.entrants),
-        baselines=tuple(entrant.name for entrant in BASELINES),
+        baselines=bench.tuned,
         runs=tuple(bench.runs),
         skipped=bench.skipped,
         failed=bench.failed,
         interrupted=interruption.requested,
-        settings=_settings(data, splits[0], hidden, repeats, random_state),
+        settings=_settings(data, splits[0], hidden, repeats, random_state)
+        | {"grids": {entrant.name: list(entrant.grid) for entrant in bench.entrants if entrant.tuned}},
         environment=_environment(),
     )
 
@@ -166,6 +196,8 @@ class _Bench:
         common: Mapping[str, Any],
         entrants: Sequence[Entrant],
         repeats: int,
+        *,
+        same_rows: bool,
         progress: Progress | None,
     ) -> None:
         self.entrants = entrants
@@ -173,9 +205,18 @@ class _Bench:
         self.skipped: dict[str, str] = {}
         self.failed: dict[str, str] = {}
         self._task, self._common = task, common
-        self._planned = repeats * sum(len(e.grid) + (len(e.grid) > 1) for e in entrants)
+        self._same_rows, self._searches = same_rows, dict[str, _Timed]()
+        searches = 1 if same_rows else repeats
+        self._planned = sum(
+            repeats * (1 + (e.trace is not None)) + e.tuned * searches * len(e.grid) for e in entrants
+        )
         self._done = 0
         self._progress = progress
+
+    @property
+    def tuned(self) -> tuple[str, ...]:
+        """Names of the tuned entrants, the baselines."""
+        return tuple(entrant.name for entrant in self.entrants if entrant.tuned)
 
     def warm_up(self, split: Split) -> None:
         """Fit every entrant on a few rows, so that no timed fit pays for imports and compilation."""
@@ -208,7 +249,7 @@ class _Bench:
 
     def _run(self, entrant: Entrant, repeat: int, split: Split, seed: int) -> Run:
         common = {**self._common, "random_state": seed}
-        search = _timed(lambda: self._select(entrant, split, common, seed))
+        search = self._search(entrant, split, common, seed)
         candidate, validation_score = search.value
         self._announce(f"{entrant.name}, repeat {repeat + 1}")
         estimator = entrant.estimator(self._task, common, **candidate)
@@ -216,6 +257,11 @@ class _Bench:
             warnings.simplefilter("always")
             fit = _timed(lambda: estimator.fit(split.X_train, split.y_train))
         self._done += 1
+        shown = estimator
+        if entrant.trace is not None:
+            shown = self._quiet_fit(
+                entrant, common, {**candidate, **entrant.trace}, split.X_train, split.y_train
+            )
         network = getattr(estimator, "network_", None)
         return Run(
             method=entrant.name,
@@ -223,34 +269,50 @@ class _Bench:
             score=self._score(estimator, split.X_test, split.y_test),
             wall=fit.wall,
             cpu=fit.cpu,
-            search_wall=0.0 if validation_score is None else search.wall,
-            search_cpu=0.0 if validation_score is None else search.cpu,
+            search_wall=search.wall,
+            search_cpu=search.cpu,
             validation_score=validation_score,
             parameters=candidate,
             n_parameters=getattr(network, "n_parameters", None),
             nbytes=getattr(network, "nbytes", None),
             n_iter=_plain(getattr(estimator, "n_iter_", None)),
-            history=_plain_history(getattr(estimator, "history_", ())),
+            history=_plain_history(getattr(shown, "history_", ())),
             notes=tuple(dict.fromkeys(f"{w.category.__name__}: {w.message}" for w in caught)),
         )
 
+    def _search(self, entrant: Entrant, split: Split, common: Mapping[str, Any], seed: int) -> _Timed:
+        """Chosen candidate and its validation score, timed; done once if all repeats have the same rows."""
+        if not entrant.tuned:
+            return _Timed((entrant.grid[0], None), 0.0, 0.0)
+        if entrant.name in self._searches:
+            return self._searches[entrant.name]
+        search = _timed(lambda: self._select(entrant, split, common, seed))
+        if self._same_rows:
+            self._searches[entrant.name] = search
+        return search
+
     def _select(
         self, entrant: Entrant, split: Split, common: Mapping[str, Any], seed: int
-    ) -> tuple[Mapping[str, Any], float | None]:
-        """Candidate of the grid with the best validation score (None where there is no choice)."""
-        if len(entrant.grid) == 1:
-            return entrant.grid[0], None
+    ) -> tuple[Mapping[str, Any], float]:
+        """Candidate of the grid with the best validation score, and that score."""
         X, X_held, y, y_held = _hold_out(split, self._task, seed)
         scores = []
         for candidate in entrant.grid:
             self._announce(f"{entrant.name}, tuning {_words(candidate)}")
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # the fit that counts reports its warnings
-                estimator = entrant.estimator(self._task, common, **candidate).fit(X, y)
+            estimator = self._quiet_fit(entrant, common, candidate, X, y)
             scores.append(self._score(estimator, X_held, y_held))
-            self._done += 1
         best = int(np.argmax(scores))
         return entrant.grid[best], scores[best]
+
+    def _quiet_fit(
+        self, entrant: Entrant, common: Mapping[str, Any], candidate: Mapping[str, Any], X: Array, y: Array
+    ) -> Any:
+        """Fitted estimator; its warnings are left to the fit that counts."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            estimator = entrant.estimator(self._task, common, **candidate).fit(X, y)
+        self._done += 1
+        return estimator
 
     def _score(self, estimator: Any, X: Array, y: Array) -> float:
         metric = accuracy_score if self._task == "classification" else r2_score
@@ -313,7 +375,6 @@ def _settings(
         "repeats": repeats,
         "random_state": seed,
         "validation_share": VALIDATION_SHARE,
-        "grids": {baseline.name: [dict(candidate) for candidate in baseline.grid] for baseline in BASELINES},
         "n_train": int(split.X_train.shape[0]),
         "n_test": int(split.X_test.shape[0]),
         "n_features": int(split.X_train.shape[1]),

@@ -32,12 +32,18 @@ class _StandIn:
         hidden_layer_sizes=(10,),
         input_map=None,
         learning_rate_init=0.001,
+        max_iter=3,
+        early_stopping=True,
+        n_iter_no_change=10,
         random_state=None,
         callback=None,
     ):
         self.hidden_layer_sizes = hidden_layer_sizes
         self.input_map = input_map
         self.learning_rate_init = learning_rate_init
+        self.max_iter = max_iter
+        self.early_stopping = early_stopping
+        self.n_iter_no_change = n_iter_no_change
         self.random_state = random_state
         self.callback = callback
 
@@ -46,7 +52,8 @@ class _StandIn:
         recorder = Recorder("stand-in", callback=self.callback)
         self.network_ = _least_squares_network(data, self.head)
         for k in range(3):
-            recorder.add(objective=1.0 / (k + 1), validation_score=0.5 + 0.1 * k, stationarity=10.0**-k)
+            held = {"validation_score": 0.5 + 0.1 * k} if self.early_stopping else {}
+            recorder.add(objective=1.0 / (k + 1), stationarity=10.0**-k, **held)
         self.history_, self.n_iter_ = recorder.history, 3
         return self
 

@@ -123,7 +123,7 @@ def test_compare_prints_the_table_and_where_the_files_are(stand_ins, table, tmp_
     assert f"json: {record}" in out
     assert "linear" in out
     assert "adam, our input map" in out
-    assert "[0/18] linear, repeat 1" in err
+    assert "[0/26] linear, repeat 1" in err
     assert "<!doctype html>" in report.read_text()
     assert json.loads(record.read_text())["data"] == "train"
 

@@ -10,7 +10,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.datasets import load_iris
 from sklearn.linear_model import LogisticRegression
 
-from liftopt.compare import BASELINES, Entrant, compare
+from liftopt.compare import Entrant, baselines, compare
 from liftopt.comparison import Comparison, Run, format_bytes, format_seconds
 from liftopt.data import Dataset, load
 from liftopt.methods import METHODS, Method
@@ -50,7 +50,7 @@ def make_comparison(runs, **changes):
 
 def test_every_method_and_every_baseline_runs_once_a_repeat():
     result = compare(iris(), repeats=2, hidden_layer_sizes=(7,))
-    assert result.methods == ("linear", *(b.name for b in BASELINES))
+    assert result.methods == ("linear", *(b.name for b in baselines(120)))
     assert sorted((r.method, r.repeat) for r in result.runs) == sorted(
         (m, k) for m in result.methods for k in range(2)
     )
@@ -88,13 +88,25 @@ class Reporter(ClassifierMixin, BaseEstimator):
 
     seen: ClassVar[list[Any]] = []
 
-    def __init__(self, input_map=None, learning_rate_init=0.1, random_state=None):
+    def __init__(
+        self,
+        input_map=None,
+        learning_rate_init=0.1,
+        max_iter=1,
+        early_stopping=False,
+        n_iter_no_change=1,
+        random_state=None,
+    ):
         self.input_map = input_map
         self.learning_rate_init = learning_rate_init
+        self.max_iter = max_iter
+        self.early_stopping = early_stopping
+        self.n_iter_no_change = n_iter_no_change
         self.random_state = random_state
 
     def fit(self, X, y):
-        Reporter.seen.append((self.learning_rate_init, self.random_state, len(X)))
+        rate = f"{self.learning_rate_init}{' held out' if self.early_stopping else ''}"
+        Reporter.seen.append((rate, self.max_iter, self.random_state, len(X)))
         good = self.learning_rate_init == 3e-3
         self.model_ = LogisticRegression(max_iter=1000).fit(X, y if good else np.roll(y, 1))
         return self
@@ -107,10 +119,30 @@ def test_grid_is_judged_on_held_out_training_rows_and_the_best_refitted_on_all(m
     monkeypatch.setattr(stand_ins, "Classifier", Reporter)
     monkeypatch.setattr(Reporter, "seen", [])
     result = compare(iris(), repeats=1, methods=[], random_state=3)
-    chosen = [run.parameters for run in result.runs]
-    assert chosen == [{"learning_rate_init": 3e-3}] * len(BASELINES)
-    after_warm_up = Reporter.seen[len(BASELINES) :]
-    assert after_warm_up[:4] == [(1e-3, 3, 96), (3e-3, 3, 96), (1e-2, 3, 96), (3e-3, 3, 120)]
+    assert [run.parameters["learning_rate_init"] for run in result.runs] == [3e-3, 3e-3]
+    short, long = 5 + 417, 20 + 1667  # epochs for 120 rows
+    after_warm_up = Reporter.seen[2:]
+    assert after_warm_up[:6] == [
+        ("0.003", short, 3, 96),
+        ("0.01", short, 3, 96),
+        ("0.003", long, 3, 96),
+        ("0.01", long, 3, 96),
+        ("0.003", short, 3, 120),
+        ("0.003 held out", short, 3, 120),
+    ]
+
+
+def test_a_standard_split_is_searched_once(monkeypatch, stand_ins):
+    monkeypatch.setattr(stand_ins, "Classifier", Reporter)
+    monkeypatch.setattr(Reporter, "seen", [])
+    data = iris()
+    rows = np.random.default_rng(0).permutation(150)
+    standard = Dataset(**{**vars(data), "splits": ((rows[:100], rows[100:]),)})
+    result = compare(standard, repeats=3, methods=[])
+    assert len(Reporter.seen) == 2 * (1 + 4 + 3 * 2)
+    searches = {(run.method, run.search_cpu) for run in result.runs}
+    assert len(searches) == 2
+    assert len(result.runs) == 6
 
 
 def test_an_estimator_without_hidden_layers_takes_part(monkeypatch, stand_ins):
@@ -196,7 +228,7 @@ def test_progress_counts_every_fit_once():
     seen = []
     compare(iris(), repeats=2, progress=lambda *facts: seen.append(facts))
     done, planned, _ = zip(*seen, strict=True)
-    assert set(planned) == {2 * (1 + 2 * 4)}
+    assert set(planned) == {2 * (1 + 2 * 6)}
     assert list(done) == sorted(done)
     assert done[-1] == planned[0] - 1
 
