@@ -259,9 +259,9 @@ class _Bench:
         self._done += 1
         shown = estimator
         if entrant.trace is not None:
-            shown = self._quiet_fit(
-                entrant, common, {**candidate, **entrant.trace}, split.X_train, split.y_train
-            )
+            self._announce(f"{entrant.name}, curve of repeat {repeat + 1}")
+            traced = {**candidate, **entrant.trace}
+            shown = self._quiet_fit(entrant, common, traced, split.X_train, split.y_train)
         network = getattr(estimator, "network_", None)
         return Run(
             method=entrant.name,
