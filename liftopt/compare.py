@@ -205,11 +205,8 @@ class _Bench:
         self.skipped: dict[str, str] = {}
         self.failed: dict[str, str] = {}
         self._task, self._common = task, common
-        self._same_rows, self._searches = same_rows, dict[str, _Timed]()
-        searches = 1 if same_rows else repeats
-        self._planned = sum(
-            repeats * (1 + (e.trace is not None)) + e.tuned * searches * len(e.grid) for e in entrants
-        )
+        self._repeats, self._same_rows = repeats, same_rows
+        self._searches: dict[str, _Timed] = {}
         self._done = 0
         self._progress = progress
 
@@ -217,6 +214,16 @@ class _Bench:
     def tuned(self) -> tuple[str, ...]:
         """Names of the tuned entrants, the baselines."""
         return tuple(entrant.name for entrant in self.entrants if entrant.tuned)
+
+    @property
+    def planned(self) -> int:
+        """Number of fits of the entrants that are not skipped."""
+        searches = 1 if self._same_rows else self._repeats
+        return sum(
+            self._repeats * (1 + (e.trace is not None)) + e.tuned * searches * len(e.grid)
+            for e in self.entrants
+            if e.name not in self.skipped
+        )
 
     def warm_up(self, split: Split) -> None:
         """Fit every entrant on a few rows, so that no timed fit pays for imports and compilation."""
@@ -320,7 +327,7 @@ class _Bench:
 
     def _announce(self, what: str) -> None:
         if self._progress is not None:
-            self._progress(self._done, self._planned, what)
+            self._progress(self._done, self.planned, what)
 
 
 class _Interruption:

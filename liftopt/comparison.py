@@ -174,9 +174,10 @@ class Comparison:
             f"CPU seconds, after {format_seconds(base.search_cpu)} of tuning."
         )
         others = [row for row in rows.values() if row.method not in self.baselines]
-        if behind := [row for row in others if row.score < base.score]:
-            losses = ", ".join(f"{row.method} (by {self._difference(base, row)})" for row in behind)
-            sentences.append(f"Behind it: {losses}.")
+        strongest = max((rows[name] for name in self.baselines if name in rows), key=lambda row: row.score)
+        if behind := [row for row in others if row.score < strongest.score]:
+            losses = ", ".join(f"{row.method} (by {self._difference(strongest, row)})" for row in behind)
+            sentences.append(f"Behind {strongest.method} on the test rows: {losses}.")
         return tuple(sentences)
 
     def _words(self, row: Row) -> str:

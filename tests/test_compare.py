@@ -293,7 +293,7 @@ def test_the_reference_is_chosen_by_validation_not_by_test():
 
 def test_summary_names_losses():
     runs = [make_run("linear", score=0.90), make_run("adam", score=0.95, validation_score=0.9)]
-    assert "Behind it: linear (by 5.00 points)." in make_comparison(runs).summary
+    assert "Behind adam on the test rows: linear (by 5.00 points)." in make_comparison(runs).summary
 
 
 def test_no_finished_run_is_said():
