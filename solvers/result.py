@@ -71,6 +71,11 @@ class Measure:
         """Largest residual (``inf`` when none is stated, so that ``tol`` is never met by accident)."""
         return max(self.residuals.values(), default=np.inf)
 
+    @property
+    def is_usable(self) -> bool:
+        """Whether the objective is finite and no residual is NaN."""
+        return bool(np.isfinite(self.objective)) and not any(map(np.isnan, self.residuals.values()))
+
 
 @dataclass(frozen=True)
 class Result:
@@ -227,39 +232,44 @@ def iterate(
     """
     start = time.perf_counter()
     history: list[Record] = []
-    best, idle = np.inf, 0
-    seen = measure(state)
-    n_iter = 0
+    stalled = _Stall(stall_after, stall_rtol)
+    seen, n_iter = measure(state), 0
     while True:
         elapsed = time.perf_counter() - start
         record = {"iteration": n_iter, "time": elapsed, "objective": seen.objective}
         history.append({**record, **seen.residuals, **seen.info})
-        stop = bool(callback(history[-1])) if callback else False
-        threshold = best - stall_rtol * abs(best) if np.isfinite(best) else np.inf
-        idle = 0 if seen.objective < threshold else idle + 1
-        best = min(best, seen.objective)
-        status = None
-        if not np.isfinite(seen.objective):
-            status = Status.NONFINITE
-        elif seen.worst <= tol:
-            status = Status.OPTIMAL
-        elif stop:
-            status = Status.INTERRUPTED
-        elif stall_after is not None and idle >= stall_after:
-            status = Status.STALLED
-        elif n_iter >= max_iter:
-            status = Status.MAX_ITER
-        elif elapsed >= time_limit:
-            status = Status.TIME_LIMIT
+        asked_to_stop = callback is not None and bool(callback(history[-1]))
+        reasons = {
+            Status.NONFINITE: not seen.is_usable,
+            Status.OPTIMAL: seen.worst <= tol,
+            Status.INTERRUPTED: asked_to_stop,
+            Status.STALLED: stalled.at(seen.objective),
+            Status.MAX_ITER: n_iter >= max_iter,
+            Status.TIME_LIMIT: elapsed >= time_limit,
+        }
+        status = next((status for status, holds in reasons.items() if holds), None)
         if status is not None:
-            return Run(state, seen, status, n_iter, time.perf_counter() - start, tuple(history))
-        burst = min(check_every, max_iter - n_iter)
-        following = state
+            return Run(state, seen, status, n_iter, elapsed, tuple(history))
+        following, burst = state, min(check_every, max_iter - n_iter)
         for _ in range(burst):
             following = step(following)
         n_iter += burst
         measured = measure(following)
-        if not np.isfinite(measured.objective):
+        if not measured.is_usable:
             elapsed = time.perf_counter() - start
             return Run(state, seen, Status.NONFINITE, n_iter, elapsed, tuple(history))
         state, seen = following, measured
+
+
+class _Stall:
+    """Counts measures in a row that did not improve the best objective by ``rtol`` relative."""
+
+    def __init__(self, after: int | None, rtol: float) -> None:
+        self._after, self._rtol = after, rtol
+        self._best, self._idle = np.inf, 0
+
+    def at(self, objective: float) -> bool:
+        threshold = self._best - self._rtol * abs(self._best) if np.isfinite(self._best) else np.inf
+        self._idle = 0 if objective < threshold else self._idle + 1
+        self._best = min(self._best, objective)
+        return self._after is not None and self._idle >= self._after

@@ -13,6 +13,8 @@ Array = npt.NDArray[Any]
 def as_finite(name: str, value: npt.ArrayLike, *, ndim: int | None = None) -> Array:
     """Return ``value`` as a finite float array of ``ndim`` dimensions (float32 stays float32)."""
     array = np.asarray(value)
+    if np.issubdtype(array.dtype, np.complexfloating):
+        raise ValueError(f"{name} must be real, got dtype {array.dtype}")
     if not np.issubdtype(array.dtype, np.floating):
         try:
             array = array.astype(np.float64)
@@ -41,15 +43,15 @@ def as_square(name: str, value: npt.ArrayLike) -> Array:
 def as_scalar(
     name: str, value: Any, *, low: float = -np.inf, high: float = np.inf, strict: bool = False
 ) -> float:
-    """Return ``value`` as a float in [low, high] (``strict``: above ``low``)."""
+    """Return ``value`` as a finite float in [low, high] (``strict``: above ``low``)."""
     try:
         number = float(value)
     except (TypeError, ValueError):
         raise ValueError(f"{name} must be a number, got {value!r}") from None
-    if not (low <= number <= high) or (strict and number == low):
-        bound = f"> {low:g}" if strict else f">= {low:g}"
-        upper = f" and <= {high:g}" if np.isfinite(high) else ""
-        raise ValueError(f"{name} must be a finite number {bound}{upper}, got {number!r}")
+    if not (np.isfinite(number) and low <= number <= high) or (strict and number == low):
+        lower = f" {'>' if strict else '>='} {low:g}" if np.isfinite(low) else ""
+        upper = f"{' and' if lower else ''} <= {high:g}" if np.isfinite(high) else ""
+        raise ValueError(f"{name} must be a finite number{lower}{upper}, got {number!r}")
     return number
 
 
