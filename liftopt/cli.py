@@ -184,9 +184,9 @@ def _compare(arguments: argparse.Namespace) -> int:
 
 
 def _fit(arguments: argparse.Namespace) -> int:
-    from liftopt.compare import Entrant
     from liftopt.console import fit_status
     from liftopt.data import load
+    from liftopt.entrants import Entrant
     from liftopt.model import with_data_facts
 
     _check_writable(arguments.out)

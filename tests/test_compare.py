@@ -10,9 +10,10 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.datasets import load_iris
 from sklearn.linear_model import LogisticRegression
 
-from liftopt.compare import Entrant, baselines, compare
+from liftopt.compare import compare
 from liftopt.comparison import Comparison, Run, format_bytes, format_seconds
 from liftopt.data import Dataset, load
+from liftopt.entrants import Entrant, baselines
 from liftopt.methods import METHODS, Method
 
 pytestmark = pytest.mark.usefixtures("stand_ins")
