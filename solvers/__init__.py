@@ -4,20 +4,15 @@ if __name__ != "liftopt.solvers":
     raise ImportError("use liftopt.solvers")
 
 from .affine import AffineMap
-from .least_squares import solve_ridge, solve_ridge_moments
+from .least_squares import solve_reduced_rank_ridge, solve_ridge, solve_ridge_moments
 from .linear_system import SpdFactor, factor_spd
 from .margin import solve_margin
 from .moments import Moments, moments, moments_of_chunks, row_chunks, tree_reduce
 from .result import Measure, Result, Run, SolverError, Status, iterate
 from .ridge_path import RidgePath, ridge_path, ridge_path_moments, solve_ridge_folds, solve_ridge_path
 from .softmax import solve_softmax_regression
-from .stiefel import (
-    polar_factor,
-    solve_procrustes,
-    solve_reduced_rank_ridge,
-    solve_stiefel_linear,
-    solve_stiefel_quadratic,
-)
+from .stiefel import polar_factor, solve_procrustes, solve_stiefel_linear
+from .stiefel_quadratic import solve_stiefel_quadratic
 from .stiefel_svm import solve_simplex_weights, solve_stiefel_svm
 
 __all__ = [

@@ -1,14 +1,16 @@
 """Ridge regression for many targets from one factorisation.
 
-Minimises over ``coef (d, c)`` and ``intercept (c,)``
+Minimises over ``W (d, c)`` and ``b (c,)``
 
-    sum_i w_i |x_i coef + intercept - y_i|^2 + alpha |coef|_F^2,
+    sum_i w_i |x_i W + b - y_i|^2 + alpha |W|_F^2,
 
-the intercept being free. With centred statistics (:mod:`liftopt.solvers.moments`) the solution is ``coef =
-(gram + alpha I)^-1 cross``, ``intercept = mean_y - mean_x coef``: one Cholesky factorisation, any number of
-targets. With fewer rows than features the dual ``coef = X' (X X' + alpha I)^-1 Y`` of centred, weighted rows
-is solved instead. Without penalty the solution of least norm is returned, so rank-deficient data need no
-care.
+the intercept being free. With centred statistics (:mod:`liftopt.solvers.moments`) the solution is
+
+    W = (gram + alpha I)^-1 cross,    b = mean_y - mean_x W:
+
+one Cholesky factorisation, any number of targets. With fewer rows than features the dual
+``W = X' (X X' + alpha I)^-1 Y`` of centred, weighted rows is solved instead. Without penalty the solution of least
+norm is returned, so rank-deficient data need no care.
 
 Precision rule: a Gram matrix known to ``rounding * lambda_max`` gives coefficients to about
 ``rounding / rcond`` relative. If that exceeds 1e-3, :func:`solve_ridge` climbs from float32 products (2e-7)
@@ -30,7 +32,7 @@ from .affine import AffineMap
 from .linear_system import factor_checked
 from .moments import Moments, moments, row_chunks
 from .result import OnLimit, Result, Status, conclude
-from .validation import Array, as_finite, as_scalar
+from .validation import Array, as_count, as_finite, as_scalar
 
 _ACCEPTED_ERROR = 1e-3
 
@@ -113,6 +115,58 @@ def solve_ridge_moments(
     start = time.perf_counter()
     alpha = as_scalar("alpha", alpha, low=0.0)
     return conclude(_solve(statistics, alpha, relative, fit_intercept, start), on_limit)
+
+
+def solve_reduced_rank_ridge(
+    statistics: Moments, rank: int, *, alpha: float = 1.0, relative: bool = False
+) -> Result:
+    """Ridge regression with coefficients of rank at most ``rank``.
+
+    Minimises ``sum_i w_i |x_i W + b - y_i|^2 + alpha |W|_F^2`` over ``rank(W) <= rank``: the ridge solution times
+    the projector on the leading eigenvectors of ``cross' (gram + alpha I)^-1 cross``. Izenman, "Reduced-rank
+    regression for the multivariate linear model", Journal of Multivariate Analysis 1975.
+
+    Parameters
+    ----------
+    statistics : Moments
+        Sufficient statistics of the rows.
+    rank : int
+        Largest rank, at least 1.
+    alpha, relative
+        Penalty as in :func:`~liftopt.solvers.solve_ridge`.
+
+    Returns
+    -------
+    Result
+        ``x`` is a :class:`~liftopt.solvers.AffineMap`. ``residuals["stationarity"]``: the normal equations
+        projected on the response directions kept, relative. ``info``: ``alpha``, ``jitter``, ``directions``
+        (c, rank).
+
+    Raises
+    ------
+    ValueError
+        If ``rank`` is not a positive integer or ``alpha`` is negative.
+    """
+    begin = time.perf_counter()
+    rank = min(as_count("rank", rank), statistics.shape[1])
+    gram, cross = statistics.gram, statistics.cross
+    penalty = absolute_penalty(gram, as_scalar("alpha", alpha, low=0.0), relative)
+    factor = factor_checked(gram, penalty)
+    full = factor.solve(cross)
+    product = cross.T @ full
+    directions = eigh((product + product.T) / 2.0, check_finite=False)[1][:, ::-1][:, :rank]
+    coef = full @ directions @ directions.T
+    gradient = (gram @ coef + penalty * coef - cross) @ directions
+    objective = statistics.target_square.sum() - np.sum(coef * (2.0 * cross - gram @ coef - penalty * coef))
+    return Result(
+        AffineMap(coef, statistics.mean_y - statistics.mean_x @ coef),
+        float(max(objective, 0.0)),
+        Status.OPTIMAL,
+        time=time.perf_counter() - begin,
+        residuals={"stationarity": float(np.linalg.norm(gradient) / (np.linalg.norm(cross) or 1.0))},
+        message="closed form",
+        info={"alpha": penalty, "jitter": factor.jitter, "directions": directions},
+    )
 
 
 def _solve(statistics: Moments, alpha: float, relative: bool, fit_intercept: bool, start: float) -> Result:

@@ -1,8 +1,8 @@
 """One-sided least squares: one-vs-all linear classifiers with squared hinge loss.
 
-For labels ``Y (n, c)`` in {-1, +1} and weights ``w`` minimises over ``coef (d, c)`` and ``intercept (c,)``
+For labels ``Y (n, c)`` in {-1, +1} and weights ``w`` minimises over ``W (d, c)`` and ``b (c,)``
 
-    sum_i w_i sum_k max(1 - y_ik f_ik, 0)^2 + alpha |coef|_F^2,     f_i = x_i coef + intercept.
+    sum_i w_i sum_k max(1 - y_ik f_ik, 0)^2 + alpha |W|_F^2,     f_i = x_i W + b.
 
 Since ``min_{m >= 0} (f - y - y m)^2 = max(1 - y f, 0)^2`` this is least squares with targets that may be
 dragged away from the margin (epsilon-dragging): the convex problem of the L2-loss support vector machine. For
@@ -141,7 +141,7 @@ def solve_margin(
     max_iter : int
         Largest number of rounds or Newton steps.
     tol : float
-        Bound on the larger one of ``|centred X'(w R) - alpha coef|_F / |centred X'(w Y)|_F`` and
+        Bound on the larger one of ``|centred X'(w R) - alpha W|_F / |centred X'(w Y)|_F`` and
         ``max|sum w R| / sum w``, where ``R = Y max(1 - Y F, 0)``. float32 reaches about 1e-6.
     time_limit : float
         Wall-clock seconds.

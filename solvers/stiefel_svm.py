@@ -92,7 +92,7 @@ class _Pass(NamedTuple):
     weights: Array
     alpha: float
     rank: int
-    change: float
+    residuals: dict[str, float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +111,7 @@ class _Cycle:
 
     def start(self) -> _Pass:
         null = AffineMap(np.zeros(self.statistics.shape), np.zeros(self.statistics.shape[1]))
-        return _Pass(null, null(self.X), self.uniform, self.metric[1], 0, np.inf)
+        return _Pass(null, null(self.X), self.uniform, self.metric[1], 0, {"change": np.inf})
 
     def advance(self, last: _Pass) -> _Pass:
         """One pass: targets, weights, then W and b."""
@@ -135,13 +135,14 @@ class _Cycle:
         coef = linear.x * (linear.objective / rank) if self.free_scale and rank else linear.x
         model = AffineMap(coef, mean_y - mean_x @ coef)
         change = float(np.linalg.norm(coef - last.model.weight)) / (float(np.linalg.norm(coef)) or 1.0)
-        return _Pass(model, model(self.X), weights, alpha, rank, change)
+        residuals = {"change": change, "primal": linear.residuals["primal"]}
+        return _Pass(model, model(self.X), weights, alpha, rank, residuals)
 
     def measure(self, state: _Pass) -> Measure:
         missing = np.maximum(1.0 - self.Y * state.scores, 0.0)
         loss = float(state.weights @ np.einsum("ij,ij->i", missing, missing))
         penalty = state.alpha * float(np.sum(state.model.weight**2))
-        return Measure(loss + penalty, {"change": state.change})
+        return Measure(loss + penalty, state.residuals)
 
 
 def solve_stiefel_svm(

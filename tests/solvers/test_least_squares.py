@@ -5,7 +5,14 @@ from hypothesis import strategies as st
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import Ridge
 
-from liftopt.solvers import Status, moments, oracle, solve_ridge, solve_ridge_moments
+from liftopt.solvers import (
+    Status,
+    moments,
+    oracle,
+    solve_reduced_rank_ridge,
+    solve_ridge,
+    solve_ridge_moments,
+)
 
 
 def make(seed=0, n=60, d=5, c=3):
@@ -160,6 +167,22 @@ def test_a_single_row_and_constant_targets_are_solved():
     assert result.objective == pytest.approx(0.0, abs=1e-12)
 
 
+def test_reduced_rank_ridge_is_ridge_at_full_rank_and_the_oracle_below():
+    rng = np.random.default_rng(5)
+    X, Y = rng.normal(size=(40, 5)), rng.normal(size=(40, 2))
+    X, Y = X - X.mean(axis=0), Y - Y.mean(axis=0)
+    statistics = moments(X, Y)
+    full = solve_reduced_rank_ridge(statistics, 5, alpha=2.0)
+    ridge = solve_ridge_moments(statistics, alpha=2.0)
+    np.testing.assert_allclose(full.x.weight, ridge.x.weight, atol=1e-12)
+    assert full.objective == pytest.approx(ridge.objective)
+    low = solve_reduced_rank_ridge(statistics, 1, alpha=2.0)
+    assert np.linalg.matrix_rank(low.x.weight) == 1
+    assert low.objective == pytest.approx(oracle.reduced_rank_ridge(X, Y, 2.0), rel=1e-8)
+    assert low.objective == pytest.approx(np.sum((X @ low.x.weight - Y) ** 2) + 2.0 * np.sum(low.x.weight**2))
+    assert low.residuals["stationarity"] < 1e-12
+
+
 def test_bad_input_is_named():
     X, Y, _ = make()
     with pytest.raises(ValueError, match="alpha must be a finite number >= 0"):
@@ -177,3 +200,8 @@ def test_bad_input_is_named():
         solve_ridge([["a"], ["b"]], [1.0, 2.0])
     with pytest.raises(ValueError, match="2 dimensions"):
         solve_ridge(X[0], Y[0])
+    statistics = moments(np.eye(4), np.ones(4))
+    with pytest.raises(ValueError, match="rank must be an integer >= 1"):
+        solve_reduced_rank_ridge(statistics, 0)
+    with pytest.raises(ValueError, match="alpha must be"):
+        solve_reduced_rank_ridge(statistics, 1, alpha=-1.0)
