@@ -8,9 +8,9 @@ the intercept being free. With centred statistics (:mod:`liftopt.solvers.moments
 
     W = (gram + alpha I)^-1 cross,    b = mean_y - mean_x W:
 
-one Cholesky factorisation, any number of targets. With fewer rows than features the dual
-``W = X' (X X' + alpha I)^-1 Y`` of centred, weighted rows is solved instead. Without penalty the solution of least
-norm is returned, so rank-deficient data need no care.
+one Cholesky factorisation, any number of targets. With fewer rows than features the dual ``W = X' (X X' +
+alpha I)^-1 Y`` of centred, weighted rows is solved instead. Without penalty the solution of least norm is
+returned, so rank-deficient data need no care.
 
 Precision rule: a Gram matrix known to ``rounding * lambda_max`` gives coefficients to about
 ``rounding / rcond`` relative. If that exceeds 1e-3, :func:`solve_ridge` climbs from float32 products (2e-7)
@@ -122,9 +122,9 @@ def solve_reduced_rank_ridge(
 ) -> Result:
     """Ridge regression with coefficients of rank at most ``rank``.
 
-    Minimises ``sum_i w_i |x_i W + b - y_i|^2 + alpha |W|_F^2`` over ``rank(W) <= rank``: the ridge solution times
-    the projector on the leading eigenvectors of ``cross' (gram + alpha I)^-1 cross``. Izenman, "Reduced-rank
-    regression for the multivariate linear model", Journal of Multivariate Analysis 1975.
+    Minimises ``sum_i w_i |x_i W + b - y_i|^2 + alpha |W|_F^2`` over ``rank(W) <= rank``: the ridge solution
+    times the projector on the leading eigenvectors of ``cross' (gram + alpha I)^-1 cross``. Izenman,
+    "Reduced-rank regression for the multivariate linear model", Journal of Multivariate Analysis 1975.
 
     Parameters
     ----------
