@@ -7,6 +7,7 @@ validation split is always taken from the training rows by whoever needs one.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -309,12 +310,14 @@ def _download(name: str) -> _Raw:
     fetch_openml = import_module("sklearn.datasets").fetch_openml
     cache = data_folder() / "openml"
     try:
-        bunch = fetch_openml(_OPENML[name], version=1, as_frame=False, data_home=str(cache))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # a retry; the failure itself is reported below
+            bunch = fetch_openml(_OPENML[name], version=1, as_frame=False, data_home=str(cache), n_retries=1)
     except Exception as error:  # network errors of many kinds, reported with the way out
         raise OSError(
             f"{name} is not in {data_folder()} and could not be downloaded from OpenML ({error}). "
             f"Put its four IDX files into {data_folder() / name}, or set LIFTOPT_DATA to the folder above"
-        ) from error
+        ) from None
     rows = np.arange(bunch.data.shape[0])
     X = bunch.data.astype(np.float32) / np.float32(255)
     return _Raw(name, X, bunch.target.astype(np.uint8), splits=((rows[:_SPLITS_AT], rows[_SPLITS_AT:]),))
