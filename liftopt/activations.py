@@ -79,7 +79,9 @@ class Activation:
             low = np.where(excess < 0.0, a, low)
             high = np.where(excess > 0.0, a, high)
             newton = a - excess / (self.derivative(a) + t)
-            a = np.where((newton > low) & (newton < high), newton, 0.5 * (low + high))
+            previous, a = a, np.where((newton > low) & (newton < high), newton, 0.5 * (low + high))
+            if np.all(np.abs(a - previous) <= 4 * np.finfo(a.dtype).eps * np.abs(a)):
+                break
         return self(a)
 
     def config(self) -> dict[str, Any]:
@@ -373,11 +375,11 @@ def get_activation(spec: str | Activation | Mapping[str, Any]) -> Activation:
     """
     if isinstance(spec, Activation):
         return spec
-    config: dict[str, Any] = {"name": spec} if isinstance(spec, str) else dict(spec)
-    name = str(config.pop("name", ""))
+    config: dict[str, Any] = dict(spec) if isinstance(spec, Mapping) else {"name": spec}
+    name = config.pop("name", None)
     if name not in ACTIVATIONS:
         raise ValueError(f"unknown activation {spec!r}; choose one of {', '.join(ACTIVATIONS)}")
     try:
         return ACTIVATIONS[name](**config)
     except TypeError:
-        raise ValueError(f"activation {name!r} does not take the parameters {sorted(config)}") from None
+        raise ValueError(f"activation {name!r} does not take the parameters {config}") from None
