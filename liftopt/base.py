@@ -141,6 +141,7 @@ def holdout_split(
 ) -> tuple[Array, Array]:
     """Indices (train, hold-out) of a random split, stratified by class, every class kept in train.
 
+    Rows of zero weight are not held out: they could not judge anything.
     The hold-out is empty when ``fraction`` is 0 or it would have fewer than 10 rows: callers then have no
     validation score and must say so.
     """
@@ -153,6 +154,8 @@ def holdout_split(
     counts = np.bincount(groups)
     rank = np.arange(n) - np.repeat(np.cumsum(counts) - counts, counts)
     held = rank < np.floor(fraction * counts)[groups[order]]
+    if data.weight is not None:
+        held &= data.weight[order] > 0
     if held.sum() < 10:
         return np.arange(n), np.empty(0, dtype=np.intp)
     return np.sort(order[~held]), np.sort(order[held])

@@ -42,7 +42,7 @@ class Dense:
     kind: ClassVar[str] = "dense"
 
     def __post_init__(self) -> None:
-        _check_parameters(self, weight_ndim=2, fan_out=self.weight.shape[-1])
+        _check_parameters(self, weight_ndim=2, fan_out_axis=1)
 
     def linear(self, X: Array) -> Array:
         """Pre-activation ``X @ weight + bias``."""
@@ -102,7 +102,7 @@ class Conv2d:
     kind: ClassVar[str] = "conv2d"
 
     def __post_init__(self) -> None:
-        _check_parameters(self, weight_ndim=4, fan_out=self.weight.shape[0])
+        _check_parameters(self, weight_ndim=4, fan_out_axis=0)
         if self.stride < 1 or self.padding < 0:
             raise ValueError(
                 f"Conv2d needs stride >= 1 and padding >= 0, got {self.stride} and {self.padding}"
@@ -247,10 +247,12 @@ Layer: TypeAlias = Dense | Conv2d | AvgPool2d | Flatten
 LAYERS: Mapping[str, type[Layer]] = {kind.kind: kind for kind in (Dense, Conv2d, AvgPool2d, Flatten)}
 
 
-def _check_parameters(layer: Dense | Conv2d, *, weight_ndim: int, fan_out: int) -> None:
+def _check_parameters(layer: Dense | Conv2d, *, weight_ndim: int, fan_out_axis: int) -> None:
     """Refuse shapes that do not fit and non-finite weights, before they can travel."""
     name, weight, bias = type(layer).__name__, layer.weight, layer.bias
-    if weight.ndim != weight_ndim or bias.shape != (fan_out,):
+    if not (isinstance(weight, np.ndarray) and isinstance(bias, np.ndarray)):
+        raise ValueError(f"{name} needs arrays, got {type(weight).__name__} and {type(bias).__name__}")
+    if weight.ndim != weight_ndim or bias.shape != (weight.shape[fan_out_axis],):
         raise ValueError(f"{name} got weight of shape {weight.shape} with bias of shape {bias.shape}")
     if weight.dtype != bias.dtype or not np.issubdtype(weight.dtype, np.floating):
         raise ValueError(f"{name} needs one floating dtype, got {weight.dtype} and {bias.dtype}")

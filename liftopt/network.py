@@ -182,7 +182,14 @@ class Network:
         ----------
         path : path-like
             Target file; ``.safetensors`` by custom.
+
+        Raises
+        ------
+        ValueError
+            If an activation is not in the table of activations: the file could not be read again.
         """
+        for layer in self.layers:
+            get_activation(layer.config().get("activation", "identity"))
         tensors = {
             f"{index}.{name}": np.ascontiguousarray(array)
             for index, layer in enumerate(self.layers)
@@ -217,7 +224,7 @@ class Network:
         marks = _read_marks(data, path)
         if marks.get("format") != _FORMAT:
             raise ModelFileError(f"{path} is a safetensors file, but not a liftopt network")
-        if not marks.get("version", "").isdigit() or int(marks["version"]) > _VERSION:
+        if not marks.get("version", "").isdecimal() or int(marks["version"]) > _VERSION:
             version = marks.get("version")
             raise ModelFileError(
                 f"{path} has format version {version}, newer than {_VERSION}: upgrade liftopt"
@@ -238,7 +245,7 @@ class Network:
                 for index, config in enumerate(header["layers"])
             ]
             return cls(layers, tuple(header["input_shape"]), header["metadata"])
-        except (KeyError, TypeError, ValueError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise ModelFileError(f"{path} describes a network that cannot be built ({error})") from None
 
     def to_torch(self) -> torch.nn.Sequential:
@@ -311,10 +318,10 @@ def _read_marks(data: bytes, path: object) -> dict[str, str]:
             raise ValueError("the header is cut off")
         header = json.loads(data[8 : 8 + size])
         marks = header.get("__metadata__", {})
-        if not isinstance(marks, dict):
-            raise ValueError("the metadata is not a table")
+        if not isinstance(marks, dict) or not all(isinstance(text, str) for text in marks.values()):
+            raise ValueError("the metadata is not a table of texts")
         return marks
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise ModelFileError(f"{path} is truncated or no safetensors file ({error})") from None
 
 

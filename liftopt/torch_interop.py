@@ -50,8 +50,8 @@ def from_torch(module: Any, input_shape: Shape | None = None) -> Network:
     nn = import_torch().nn
     layers: list[Layer] = []
     pending: Dense | Conv2d | None = None
-    for part in module:
-        if isinstance(part, nn.Unflatten):
+    for part in _parts(module, nn):
+        if isinstance(part, nn.Unflatten) and not layers:
             input_shape = tuple(part.unflattened_size)
             continue
         activation = _activation_of(part, nn)
@@ -67,6 +67,13 @@ def from_torch(module: Any, input_shape: Shape | None = None) -> Network:
         layers.append(layer)
         pending = layer if isinstance(layer, (Dense, Conv2d)) else None
     return Network(layers, input_shape)
+
+
+def _parts(module: Any, nn: Any) -> list[Any]:
+    """Modules in order of application, nested sequences opened."""
+    if not isinstance(module, nn.Sequential):
+        return [module]
+    return [part for child in module for part in _parts(child, nn)]
 
 
 def _modules_of(layer: Layer, nn: Any) -> list[Any]:
