@@ -4,6 +4,7 @@ if __name__ != "liftopt.solvers":
     raise ImportError("use liftopt.solvers")
 
 from .affine import AffineMap
+from .box_qp import natural_residual, solve_box_qp
 from .least_squares import solve_reduced_rank_ridge, solve_ridge, solve_ridge_moments
 from .linear_system import SpdFactor, factor_spd
 from .margin import solve_margin
@@ -29,10 +30,12 @@ __all__ = [
     "iterate",
     "moments",
     "moments_of_chunks",
+    "natural_residual",
     "polar_factor",
     "ridge_path",
     "ridge_path_moments",
     "row_chunks",
+    "solve_box_qp",
     "solve_margin",
     "solve_procrustes",
     "solve_reduced_rank_ridge",

@@ -37,6 +37,7 @@ class Status(StrEnum):
     DIVERGED = "diverged"
     NONFINITE = "nonfinite"
     INFEASIBLE = "infeasible"
+    UNBOUNDED = "unbounded"
     SOLVER_ERROR = "solver_error"
 
     @property
@@ -49,8 +50,15 @@ class Status(StrEnum):
         """Whether a budget ended the run: the point is usable, its residual may exceed ``tol``."""
         return self in _ADVICE
 
+    @property
+    def advice(self) -> str:
+        """What to change after a limit, else empty."""
+        return _ADVICE.get(self, "")
 
-_FAILURES = frozenset({Status.DIVERGED, Status.NONFINITE, Status.INFEASIBLE, Status.SOLVER_ERROR})
+
+_FAILURES = frozenset(
+    {Status.DIVERGED, Status.NONFINITE, Status.INFEASIBLE, Status.UNBOUNDED, Status.SOLVER_ERROR}
+)
 _ADVICE = {
     Status.MAX_ITER: "increase max_iter or loosen tol",
     Status.TIME_LIMIT: "increase time_limit or loosen tol",
@@ -169,7 +177,7 @@ class Run(Generic[State]):
     @property
     def message(self) -> str:
         """One sentence on the reason for stopping, with the advice that belongs to it."""
-        advice = _ADVICE.get(self.status)
+        advice = self.status.advice
         reached = f"largest residual {self.measure.worst:.2e} after {self.n_iter} iterations"
         return f"{reached}; {advice}" if advice else reached
 
