@@ -27,7 +27,7 @@ from liftopt.base import (
     initial_network,
     starting_network,
 )
-from liftopt.input_map import InputMap, fit_input_map, fold, standardise, unfold
+from liftopt.input_map import InputMap, fit_input_map, fold, reciprocal, standardise, unfold
 from liftopt.layers import Dense
 from liftopt.network import Network
 from liftopt.solvers.result import Callback, Record
@@ -105,16 +105,18 @@ class _Backprop:
             data = data.rows(np.flatnonzero(data.weight > 0))
         train, held_out = self._split(data, random_state)
         input_map = _fit_map(self.input_map, train, random_state)
-        centre, scale = _target_moments(train)
+        target_map = None if train.codes is not None else standardise(train.target, train.weight)
         found = descend(
-            self._start(train, input_map, centre, scale, random_state),
-            _mapped(train, input_map, centre, scale),
-            None if held_out is None else _mapped(held_out, input_map, centre, scale),
+            self._start(train, input_map, target_map, random_state),
+            _mapped(train, input_map, target_map),
+            None if held_out is None else _mapped(held_out, input_map, target_map),
             settings,
             recorder,
             random_state,
         )
-        trained = _affine_outputs(found.network, scale, centre)
+        trained = found.network
+        if target_map is not None:  # a constant target has factor 0 and is met exactly
+            trained = _affine_outputs(trained, reciprocal(target_map.factor), target_map.mean)
         self.network_ = trained if input_map is None else fold(trained, input_map)
         self.history_ = recorder.history
         self.n_iter_ = found.n_iter
@@ -141,8 +143,7 @@ class _Backprop:
         self,
         data: TrainingData,
         input_map: InputMap | None,
-        centre: Array,
-        scale: Array,
+        target_map: InputMap | None,
         random_state: np.random.RandomState,
     ) -> Network:
         """Network to start from, on mapped inputs and scaled targets."""
@@ -153,7 +154,9 @@ class _Backprop:
             width = data.X.shape[1] if input_map is None else input_map.n_components
             sizes = (width, *hidden, data.target.shape[1])
             return initial_network(sizes, self.activation, data.task, data.X.dtype, random_state)
-        start = _affine_outputs(start.astype(data.X.dtype), 1.0 / scale, -centre / scale)
+        start = start.astype(data.X.dtype)
+        if target_map is not None:
+            start = _affine_outputs(start, target_map.factor, -target_map.mean * target_map.factor)
         return start if input_map is None else unfold(start, input_map)
 
 
@@ -276,19 +279,10 @@ def _fit_map(
     )
 
 
-def _target_moments(data: TrainingData) -> tuple[Array, Array]:
-    """Mean and standard deviation of every output; 0 and 1 for classes, 1 for constant targets."""
-    width = data.target.shape[1]
-    if data.codes is not None:
-        return np.zeros(width), np.ones(width)
-    moments = standardise(data.target, data.weight)
-    return moments.mean, np.divide(1.0, moments.factor, out=np.ones(width), where=moments.factor > 0)
-
-
-def _mapped(data: TrainingData, input_map: InputMap | None, centre: Array, scale: Array) -> TrainingData:
+def _mapped(data: TrainingData, input_map: InputMap | None, target_map: InputMap | None) -> TrainingData:
     X = data.X if input_map is None else input_map.transform(data.X)
-    target = data.target if data.codes is not None else (data.target - centre) / scale
-    return data._replace(X=X, target=target.astype(X.dtype, copy=False))
+    target = data.target if target_map is None else target_map.transform(data.target)
+    return data._replace(X=X, target=target)
 
 
 def _affine_outputs(network: Network, scale: Array, shift: Array) -> Network:

@@ -84,7 +84,7 @@ def standardise(X: Array, sample_weight: Array | None = None) -> InputMap:
     """
     rows, weight = _positive_rows(X, sample_weight)
     mean, deviation, _ = _feature_scales(rows, weight)
-    return InputMap(mean, _reciprocal(deviation))
+    return InputMap(mean, reciprocal(deviation))
 
 
 def fit_input_map(
@@ -139,7 +139,7 @@ def fit_input_map(
         chosen.sort()
         rows, weight = rows[chosen], None if weight is None else weight[chosen]
     mean, deviation, spread = _feature_scales(rows, weight)
-    scale = _reciprocal(np.sqrt(deviation) * np.sqrt(spread))
+    scale = reciprocal(np.sqrt(deviation) * np.sqrt(spread))
     variances, directions = _principal_components(rows, weight, mean, scale, n_components)
     if variances.size == 0:
         return InputMap(mean, np.zeros((mean.size, 1)))
@@ -171,8 +171,8 @@ def unfold(network: Network, input_map: InputMap) -> Network:
     bias = first.bias + input_map.mean @ weight
     factor = input_map.factor
     if factor.ndim == 1:
-        return _with_first(network, _reciprocal(factor)[:, None] * weight, bias)
-    balance = _reciprocal(np.linalg.norm(factor, axis=1))[:, None]
+        return _with_first(network, reciprocal(factor)[:, None] * weight, bias)
+    balance = reciprocal(np.linalg.norm(factor, axis=1))[:, None]
     inner = np.linalg.lstsq(balance * factor, balance * weight, rcond=None)[0]
     return _with_first(network, inner, bias)
 
@@ -208,7 +208,7 @@ def _feature_scales(X: Array, weight: Array | None) -> tuple[Array, Array, Array
     largest = np.maximum(np.abs(low), np.abs(high))
     limits = np.finfo(X.dtype)
     spread[spread <= np.maximum(4.0 * limits.eps * largest, limits.tiny**0.5)] = 0.0
-    inverse = _reciprocal(spread)
+    inverse = reciprocal(spread)
     total = np.zeros(X.shape[1])
     squares = np.zeros(X.shape[1])
     middle = 0.5 * low + 0.5 * high
@@ -276,7 +276,7 @@ def _kept(values: Array, n_components: int | float | None, floor: float) -> int:
     return min(rank, 1 + int(np.searchsorted(explained, share * explained[-1]))) if rank else 0
 
 
-def _reciprocal(values: Array) -> Array:
+def reciprocal(values: Array) -> Array:
     """``1 / values`` where positive, 0 elsewhere."""
     return np.divide(1.0, values, out=np.zeros_like(values), where=values > 0)
 
