@@ -72,10 +72,12 @@ def parse_arguments(description: str | None) -> argparse.Namespace:
 
 
 def median_iqr(values: Sequence[float]) -> tuple[float, float]:
-    """Median and inter-quartile range; unreached targets (inf) stay visible in the median."""
+    """Median and inter-quartile range; a target not reached is inf, and shows."""
+    found = np.asarray(values, dtype=float)
     with np.errstate(invalid="ignore"):
-        low, middle, high = np.quantile(np.asarray(values, dtype=float), [0.25, 0.5, 0.75])
-    return float(middle), float(high - low)
+        low, high = np.quantile(found, [0.25, 0.75])
+        spread = high - low
+    return float(np.median(found)), float(spread) if np.isfinite(spread) else float("inf")
 
 
 def environment() -> dict[str, Any]:

@@ -1,0 +1,110 @@
+"""The benchmark helpers: records, tables, the tuned baseline; the scripts run in `make bench-quick`."""
+
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_iris
+
+FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
+
+
+@pytest.fixture
+def benchmarks(monkeypatch):
+    """Importer of the scripts, as they import each other."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
+        monkeypatch.setenv(variable, "1")
+
+    def get(name: str) -> ModuleType:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+        return __import__(name)
+
+    return get
+
+
+def test_record_is_sorted_complete_and_apart_for_quick_runs(benchmarks, tmp_path, monkeypatch):
+    common: Any = benchmarks("common")
+    monkeypatch.setattr(common, "ROOT", tmp_path)
+    monkeypatch.setattr(common, "RESULTS", tmp_path / "results")
+    path = common.write_record("claim", {"seeds": [0], "scores": np.arange(2) / 2, "n": np.int64(3)})
+    text = path.read_text()
+    record = json.loads(text)
+    assert text == json.dumps(record, indent=1, sort_keys=True) + "\n"
+    assert (record["claim"], record["scores"], record["n"]) == ("claim", [0.0, 0.5], 3)
+    assert record["environment"]["threads"] == 1
+    assert record["environment"]["packages"]["numpy"] == np.__version__
+    quick = common.write_record("claim", {}, quick=True)
+    assert quick.parent == tmp_path / "results" / "quick"
+    assert path.read_text() == text
+
+
+def test_measure_and_median(benchmarks):
+    common: Any = benchmarks("common")
+    measured = common.measure(lambda: sum(range(200_000)))
+    assert measured.value == 199_999 * 100_000
+    assert measured.cpu > 0
+    assert measured.wall > 0
+    assert common.median_iqr([3.0, 1.0, 2.0]) == (2.0, 1.0)
+    assert common.median_iqr([1.0, np.inf, np.inf])[0] == np.inf
+
+
+def test_tuning_sees_training_rows_only_and_records_the_search(benchmarks):
+    common: Any = benchmarks("common")
+    X, y = load_iris(return_X_y=True)
+    tuning = common.tune_adam(
+        X, y, task="classification", trials=4, batch_sizes=(16, 64), hidden_layer_sizes=(8,), max_iter=10
+    )
+    assert len(tuning.trials) == 4
+    assert tuning.validation_score == max(trial["validation_score"] for trial in tuning.trials)
+    assert tuning.parameters["batch_size"] in (16, 64)
+    assert 5e-4 <= tuning.parameters["learning_rate_init"] <= 5e-2
+    assert tuning.parameters["max_iter"] == 10
+    assert tuning.cpu > 0
+    json.dumps(tuning.record())
+    again = common.tune_adam(
+        X, y, task="classification", trials=4, batch_sizes=(16, 64), hidden_layer_sizes=(8,), max_iter=10
+    )
+    assert again.trials == tuning.trials
+
+
+def test_tables_are_rendered_from_records_only(benchmarks, tmp_path, monkeypatch):
+    tables: Any = benchmarks("tables")
+    table = {
+        "title": "Speed",
+        "columns": ["set", "s"],
+        "rows": [["a|b", 1.23456], ["c", None]],
+        "notes": ["n1"],
+    }
+    where: dict[str, Any] = {
+        "processor": "P",
+        "cores": 2,
+        "threads": 1,
+        "python": "3",
+        "packages": {"numpy": "2", "torch": None},
+    }
+    record = {
+        "claim": "speed", "table": table, "seeds": [0, 1], "script": {"cpu_s": 1.6},
+        "environment": {**where, "commit": "abc"},
+    }  # fmt: skip
+    text = tables.render(record)
+    assert "## Speed\n\n| set | s |\n| --- | --- |\n| a\\|b | 1.235 |\n| c | - |\n\n- n1\n\n" in text
+    assert "seeds [0, 1]" in text
+    assert "torch" not in text
+    assert tables.render({**record, "table": [table, table]}).count("## Speed") == 2
+    assert tables.render({key: value for key, value in record.items() if key != "table"}) == ""
+    with pytest.raises(ValueError, match="a row has 1 cells"):
+        tables.render({**record, "table": {**table, "rows": [["a"]]}})
+
+
+def test_runner_names_unknown_benchmarks(benchmarks):
+    run: Any = benchmarks("run")
+    known = [path.stem for path in run.scripts([])]
+    assert not {"common", "run", "tables"} & set(known)
+    with pytest.raises(SystemExit, match="no benchmark nope; there are"):
+        run.scripts(["nope"])
