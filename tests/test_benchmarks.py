@@ -75,7 +75,7 @@ def test_tuning_sees_training_rows_only_and_records_the_search(benchmarks):
 
 def test_tables_are_rendered_from_records_only(benchmarks, tmp_path, monkeypatch):
     tables: Any = benchmarks("tables")
-    table = {
+    table: dict[str, Any] = {
         "title": "Speed",
         "columns": ["set", "s"],
         "rows": [["a|b", 1.23456], ["c", None]],
@@ -88,9 +88,10 @@ def test_tables_are_rendered_from_records_only(benchmarks, tmp_path, monkeypatch
         "python": "3",
         "packages": {"numpy": "2", "torch": None},
     }
-    record = {
-        "claim": "speed", "table": table, "seeds": [0, 1], "script": {"cpu_s": 1.6},
-        "environment": {**where, "commit": "abc"},
+    where["commit"] = "abc"
+    script = {"cpu_s": 1.6}
+    record: dict[str, Any] = {
+        "claim": "speed", "table": table, "seeds": [0, 1], "script": script, "environment": where,
     }  # fmt: skip
     text = tables.render(record)
     assert "## Speed\n\n| set | s |\n| --- | --- |\n| a\\|b | 1.235 |\n| c | - |\n\n- n1\n\n" in text
