@@ -67,8 +67,8 @@ class _Problem:
 
     def objective(self, point: Scored) -> float:
         missing = np.maximum(1.0 - self.Y * point.scores, 0.0)
-        loss = np.einsum("i,ik,ik->k", self.weight, missing, missing, dtype=np.float64)
-        return float(loss.sum() + self.alpha * np.sum(point.coef**2))
+        loss = np.einsum("ik,ik->i", missing, missing)
+        return float(np.dot(self.weight.astype(np.float64), loss) + self.alpha * np.sum(point.coef**2))
 
     def pulled(self, shortfall: Array) -> tuple[Array, Array]:
         """``X'(w R)`` for centred X, and the sums of ``w R``."""
@@ -100,8 +100,11 @@ class _Problem:
         pulls *= np.where(pulls > 0.0, balance / np.maximum(up, tiny), balance / np.maximum(down, tiny))
         # pulls = w beta y / 2, so sum w (beta - beta^2 / 4) = sum 2 |pulls| - pulls^2 / w
         own = 2.0 * np.abs(pulls) - pulls**2 / np.where(self.weight > 0.0, self.weight, 1.0)[:, None]
-        reach = self.X.T.astype(np.float64) @ pulls
-        return max(0.0, self.objective(point) - float(own.sum() - np.sum(reach**2) / self.alpha))
+        reach = (self.X.T @ pulls.astype(self.X.dtype)).astype(np.float64)
+        objective = self.objective(point)
+        # what rounding of the scores and of this product can hide
+        hidden = 8.0 * float(np.finfo(self.X.dtype).eps) * objective
+        return max(0.0, objective - float(own.sum() - np.sum(reach**2) / self.alpha)) + hidden
 
 
 def solve_margin(

@@ -244,7 +244,7 @@ def _of_chunk(
     kind = np.dtype(X.dtype if dtype is None else dtype)
     if kind not in ROUNDING:
         raise ValueError(f"dtype must be float32 or float64, got {kind}")
-    root = np.ones(len(X)) if sample_weight is None else np.sqrt(np.asarray(sample_weight, dtype=np.float64))
+    root = None if sample_weight is None else np.sqrt(np.asarray(sample_weight, dtype=np.float64))[:, None]
     with np.errstate(invalid="ignore", over="ignore"):
         found = _accumulate(X, Y, root, kind)
     if not np.isfinite([found.mean_x.sum(), found.gram.trace(), found.target_square.sum()]).all():
@@ -254,7 +254,7 @@ def _of_chunk(
     return found
 
 
-def _accumulate(X: Array, Y: Array, root: Array, kind: np.dtype[Any]) -> Moments:
+def _accumulate(X: Array, Y: Array, root: Array | None, kind: np.dtype[Any]) -> Moments:
     """Moments of rows with weights ``root^2``: blocks shifted by the first mean, products in ``kind``."""
     n, d = X.shape
     shift_x = X[:_BLOCK_ROWS].mean(axis=0, dtype=np.float64).astype(kind)
@@ -268,8 +268,10 @@ def _accumulate(X: Array, Y: Array, root: Array, kind: np.dtype[Any]) -> Moments
         block = buffer[: rows.stop - start]
         np.subtract(X[rows], shift_x, out=block[:, :d], casting="same_kind")
         block[:, d] = 1.0
-        block *= root[rows, None].astype(kind)
-        target = (Y[rows] - shift_y) * root[rows, None]
+        target = Y[rows] - shift_y
+        if root is not None:
+            block *= root[rows].astype(kind)
+            target *= root[rows]
         square += block.T @ block
         cross += block.T @ target.astype(kind)
         target_square += np.einsum("ij,ij->j", target, target)
@@ -291,4 +293,4 @@ def _accumulate(X: Array, Y: Array, root: Array, kind: np.dtype[Any]) -> Moments
 def _as_floats(name: str, value: npt.ArrayLike) -> Array:
     """``value`` as a floating array; finiteness is left to the accumulated sums."""
     array = np.asanyarray(value)
-    return array if array.dtype in ROUNDING else as_finite(name, array).astype(np.float64)
+    return array if array.dtype in ROUNDING else as_finite(name, array)

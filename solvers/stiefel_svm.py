@@ -118,8 +118,8 @@ class _Cycle:
         targets = self.Y * np.maximum(self.Y * last.scores, 1.0)
         if self.n_active is None:
             weights, (factor, alpha) = self.uniform, self.metric
-            pulled = targets * weights[:, None]
-            mean_x, mean_y = self.statistics.mean_x, pulled.sum(axis=0)
+            pulled = targets * weights[:, None].astype(self.X.dtype)
+            mean_x, mean_y = self.statistics.mean_x, pulled.sum(axis=0, dtype=np.float64)
             cross = self.X.T @ pulled - np.outer(mean_x, mean_y)
         else:
             losses = np.sum((targets - last.scores) ** 2, axis=1)
@@ -201,7 +201,8 @@ def solve_stiefel_svm(
     ValueError
         If labels are not -1 or +1, shapes do not match, an entry is not finite, or a setting is out of range.
     """
-    X, Y = as_finite("X", X, ndim=2), as_labels(Y)
+    X = as_finite("X", X, ndim=2)
+    Y = as_labels(Y).astype(X.dtype)
     alpha = as_scalar("alpha", alpha, low=0.0)
     own = as_weights("sample_weight", sample_weight, X.shape[0])
     uniform = normalised(np.ones(X.shape[0]) if own is None else own)

@@ -11,11 +11,11 @@ Array = npt.NDArray[Any]
 
 
 def as_finite(name: str, value: npt.ArrayLike, *, ndim: int | None = None) -> Array:
-    """Return ``value`` as a finite float array of ``ndim`` dimensions (float32 stays float32)."""
+    """Return ``value`` as a finite array of ``ndim`` dimensions: float32 stays, all else becomes float64."""
     array = np.asarray(value)
     if np.issubdtype(array.dtype, np.complexfloating):
         raise ValueError(f"{name} must be real, got dtype {array.dtype}")
-    if not np.issubdtype(array.dtype, np.floating):
+    if array.dtype not in (np.float32, np.float64):
         try:
             array = array.astype(np.float64)
         except (TypeError, ValueError):

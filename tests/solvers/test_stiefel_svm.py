@@ -122,3 +122,31 @@ def test_bad_input_is_named(iris):
         solve_stiefel_svm(X, Y, alpha=-0.1)
     with pytest.warns(ConvergenceWarning, match="increase max_iter"):
         solve_stiefel_svm(X, Y, max_iter=1)
+
+
+def test_weights_are_a_projection_on_the_simplex():
+    losses = np.random.default_rng(0).exponential(size=9)
+    result = solve_simplex_weights(losses, 5)
+    point = -losses / (2 * result.info["lam"])
+    thresholds = np.linspace(point.min() - 1, point.max(), 100_001)
+    totals = np.maximum(point - thresholds[:, None], 0).sum(axis=1)
+    projected = np.maximum(point - thresholds[np.argmin(np.abs(totals - 1))], 0)
+    np.testing.assert_allclose(result.x, projected, atol=1e-4)
+
+
+def test_the_objective_of_a_pass_is_the_linear_one_up_to_a_constant(iris):
+    X, Y, _ = iris
+    result = solve_stiefel_svm(X, Y, max_iter=1, on_limit="ignore")
+    A, T = X - X.mean(axis=0), Y - Y.mean(axis=0)
+    W, alpha = result.x.weight, result.info["alpha"]
+    loss = np.sum((X @ W + result.x.intercept - Y) ** 2) / 150 + alpha * np.sum(W**2)
+    identity = result.info["rank"] - 2 * np.trace(W.T @ A.T @ T) / 150 + np.sum(T**2) / 150
+    assert loss == pytest.approx(identity)
+
+
+@pytest.mark.parametrize("n_active", [None, 140])
+def test_float32_agrees_with_float64(iris, n_active):
+    X, Y, _ = iris
+    settings = {"n_active": n_active, "max_iter": 4, "on_limit": "ignore"}
+    single, double = (solve_stiefel_svm(X.astype(t), Y, **settings) for t in (np.float32, np.float64))
+    np.testing.assert_allclose(single.x.weight, double.x.weight, atol=2e-3)
