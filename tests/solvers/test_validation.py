@@ -13,7 +13,8 @@ def test_floating_arrays_are_not_copied(dtype):
 
 
 @pytest.mark.parametrize(
-    "value", [[[1, 2]], np.ones((1, 2), dtype=bool), [["1", "2"]], [[1, 2.5]], np.float16([[1]])]
+    "value",
+    [[[1, 2]], np.ones((1, 2), dtype=bool), [["1", "2"]], [[1, 2.5]], np.ones((1, 2), dtype=np.float16)],
 )
 def test_other_numbers_become_float64(value):
     assert as_finite("X", value).dtype == np.float64
