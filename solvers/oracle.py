@@ -10,7 +10,7 @@ from typing import Any
 
 import cvxpy as cp
 import numpy as np
-from scipy.optimize import minimize_scalar
+from scipy.optimize import linprog, minimize_scalar
 
 from .affine import AffineMap
 from .validation import Array
@@ -115,3 +115,93 @@ def reduced_rank_ridge(X: Array, Y: Array, alpha: float) -> float:
         value, bounds=(best - width, best + width), method="bounded", options={"xatol": 1e-10}
     )
     return float(found.fun)
+
+
+def box_qp(H: Array, c: Array, lower: Array | float, upper: Array | float) -> tuple[Array, float]:
+    """``min 1/2 x'Hx - c'x`` over ``lower <= x <= upper`` (finite bounds only where they bind)."""
+    x = cp.Variable(c.size)
+    sides = [x[i] >= b for i, b in enumerate(np.broadcast_to(lower, c.shape)) if np.isfinite(b)]
+    sides += [x[i] <= b for i, b in enumerate(np.broadcast_to(upper, c.shape)) if np.isfinite(b)]
+    value = _solve(cp.Problem(cp.Minimize(0.5 * cp.quad_form(x, cp.psd_wrap(H)) - c @ x), sides))
+    return np.asarray(x.value), value
+
+
+def _relu_potential(u: Any) -> Any:
+    return 0.5 * cp.sum_squares(cp.pos(u))
+
+
+def relu_matching(X: Array, V: Array, ridge: float) -> tuple[AffineMap, float]:
+    """Weight block of ReLU: ``min sum_i (x_i W + b)_+^2 / 2 - v_i (x_i W + b) + ridge |W|^2``."""
+    coef, intercept = _affine((X.shape[1], V.shape[1]), True)
+    u = X @ coef + np.ones((len(X), 1)) @ intercept
+    objective = _relu_potential(u) - cp.sum(cp.multiply(V, u)) + ridge * cp.sum_squares(coef)
+    value = _solve(cp.Problem(cp.Minimize(objective)))
+    return _as_map(coef, intercept), value
+
+
+def relu_targets(u: Array, W: Array, b: Array, y: Array, term: str, lam: float) -> tuple[Array, float]:
+    """Value block of one ReLU sample below cross-entropy, squares or a hidden ReLU layer of targets ``y``."""
+    v = cp.Variable(u.size, nonneg=True)
+    scores = v @ W + b
+    above = {
+        "cross-entropy": lambda: cp.log_sum_exp(scores) - y @ scores,
+        "squares": lambda: 0.5 * cp.sum_squares(scores - y),
+        "hidden": lambda: _relu_potential(scores) - y @ scores,
+    }[term]()
+    value = _solve(cp.Problem(cp.Minimize(lam * (0.5 * cp.sum_squares(v) - u @ v) + above)), tol=1e-9)
+    return np.asarray(v.value), value
+
+
+def two_layer_relu(X: Array, Y: Array, beta: float) -> tuple[tuple[Array, Array], float]:
+    """Global optimum of a bias-free two-layer ReLU network, width at least 2 (number of patterns).
+
+    ``min 1/2 |relu(X W1) W2 - y|^2 + beta / 2 (|W1|^2 + |W2|^2)`` for one output y (n,), through the convex
+    program over all activation patterns ``D_i = diag(Xg >= 0)``
+
+        min 1/2 |sum_i D_i X (v_i - w_i) - y|^2 + beta sum_i |v_i| + |w_i|
+        subject to (2 D_i - I) X v_i >= 0, (2 D_i - I) X w_i >= 0.
+
+    Returns the weights (features, width), (width, 1) of a network that attains it, and the optimum. Patterns
+    are enumerated by :func:`activation_patterns`: tiny data only. Pilanci and Ergen, "Neural networks are
+    convex regularizers", ICML 2020, arXiv 2002.10553.
+    """
+    patterns = activation_patterns(X)
+    plus, minus = (cp.Variable((X.shape[1], len(patterns))) for _ in range(2))
+    on = patterns.T.astype(float)  # (n, patterns)
+    fitted = cp.sum(cp.multiply(on, X @ (plus - minus)), axis=1)
+    sign = 2.0 * on - 1.0
+    cones = [cp.multiply(sign, X @ part) >= 0 for part in (plus, minus)]
+    charge = cp.sum(cp.norm(plus, 2, axis=0)) + cp.sum(cp.norm(minus, 2, axis=0))
+    loss = 0.5 * cp.sum_squares(fitted - Y) + beta * charge
+    value = _solve(cp.Problem(cp.Minimize(loss), cones), tol=1e-9)
+    columns = np.hstack([plus.value, minus.value])
+    outer = np.repeat([1.0, -1.0], len(patterns))
+    size = np.sqrt(np.linalg.norm(columns, axis=0))
+    used = size > 1e-5
+    return (columns[:, used] / size[used], (outer * size)[used][:, None]), value
+
+
+def activation_patterns(X: Array) -> Array:
+    """Every sign pattern ``Xg >= 0`` of the arrangement of the rows of X, as booleans (patterns, n).
+
+    Built row by row: a pattern of the first k rows extends by a sign of row k + 1 if the linear program for
+    ``g`` with strict signs is feasible. Rows in general position have 2 sum_j binom(n - 1, j), j < rank.
+    """
+    patterns = np.zeros((1, 0), dtype=bool)
+    for k in range(X.shape[0]):
+        extended = [np.append(p, s) for p in patterns for s in (False, True)]
+        patterns = np.array([p for p in extended if _has_interior(X[: k + 1], p)])
+    return patterns
+
+
+def _has_interior(X: Array, pattern: Array) -> bool:
+    """Whether some g has ``x'g > 0`` on the pattern and ``x'g < 0`` off it (zero rows count as on)."""
+    rows = np.where(pattern, 1.0, -1.0)[:, None] * X
+    zero = ~np.any(X, axis=1)
+    if (zero & ~pattern).any():
+        return False
+    rows = rows[~zero]
+    if not rows.size:
+        return True
+    found = linprog(np.zeros(X.shape[1]), A_ub=-rows, b_ub=-np.ones(len(rows)), bounds=(None, None))
+    return bool(found.status == 0)
