@@ -4,10 +4,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 from liftopt.base import NetworkClassifier, NetworkRegressor, Recorder
 from liftopt.methods import METHODS, Method
 from liftopt.network import dense_network
+
+# the same examples in every run, and no verdict from the clock of a busy machine
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.load_profile("repeatable")
 
 
 @pytest.fixture
