@@ -177,6 +177,11 @@ def _check_header(path: Path, header: list[str]) -> None:
         raise ValueError(f"{path} is empty: it needs a header line and rows")
     if all(_is_number(name) for name in header):
         raise ValueError(f"{path} starts with a line of numbers: add a header line that names the columns")
+    if "" in header:
+        raise ValueError(
+            f"{path}: column {header.index('') + 1} of the header has no name (a row index, or a comma at "
+            "the end?): name it or remove it"
+        )
     repeated = [name for name, count in Counter(header).items() if count > 1]
     if repeated:
         raise ValueError(

@@ -179,6 +179,7 @@ def test_csv_encoding_travels_as_json_to_new_rows(tmp_path):
         ("\n\n", "is empty"),
         ("a,b\n", "no rows"),
         ("a,b,a\n1,2,3\n", "header repeats a"),
+        (",a,y\n0,5,1\n1,6,0\n", "column 1 of the header has no name"),
         ("1,2,3\n4,5,6\n", "add a header line"),
         ("a,y\n1,0\n,1\n,0\n", r"missing values in a \(2\): remove those rows, or fill them"),
         ("a,y\n1,0\n2,\n", "target 'y' is missing in 1 rows"),
