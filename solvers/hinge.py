@@ -1,0 +1,402 @@
+"""Forward selection of hinge functions (MARS).
+
+Minimises ``sum_i omega_i ||y_i - f(x_i)||^2`` greedily over
+
+    f(x) = c_0 + sum_m c_m B_m(x),      B_m = min (or product) of hinges (s (x_j - t))+ of different variables.
+
+Each step multiplies a term of the model, the parent, with one hinge and its mirror image: every variable, knot
+and sign is tried, and the pair that lowers the residual sum of squares (RSS) most joins. The candidates of a
+parent form a bank, which stores, for every candidate column h projected off the model,
+
+    alpha = <E, h>,    beta = ||h||^2 - sum_m <Q_m, h>^2,    gamma = <h_up, h_down>
+
+(E the residual, Q the orthonormalised terms). A new column changes them by its own inner products only: one
+sweep over the rows (:mod:`~liftopt.solvers.hinge_kernels`), all knots of a variable at once. Banks are brought
+up to date lazily, in the order of their last known gain.
+
+References
+----------
+Friedman, "Multivariate adaptive regression splines", Annals of Statistics 1991; Friedman, "Fast MARS", Stanford
+technical report 110, 1993; Xu, Huang, Wang, "Identification of nonlinear dynamic systems using adaptive hinging
+hyperplanes", 2009 (the minimum in place of the product).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from . import hinge_kernels as kernels
+from .hinge_basis import Hinge, HingeBasis
+from .hinge_grid import make_grid
+from .result import Record, Result, Status
+from .validation import as_count, as_finite, as_scalar, as_weights
+
+Array = npt.NDArray[Any]
+Interaction = Literal["min", "product"]
+
+_DEPENDENT = 1e-4  # squared sine below which a column counts as lying in the span of the model
+_REORTHOGONALISE = 1e-2  # squared sine below which one Gram-Schmidt pass loses more than a digit
+_PATIENCE = 3
+
+
+@dataclass(eq=False)
+class _Bank:
+    """Candidates grown from one parent: its support, and the statistics of the module docstring."""
+
+    hinges: tuple[Hinge, ...]
+    rows: Array
+    parent: Array
+    weight: Array
+    variables: Array
+    shifted: Array | None
+    alpha: Array
+    beta: Array
+    gamma: Array
+    floor: Array
+    opened: int
+    seen: int = 1
+    gain: float = np.inf
+    where: tuple[int, int, int] = (0, 0, 0)
+
+
+@dataclass(eq=False)
+class _Search:
+    """State of one forward pass: ``Q`` (capacity, n), ``residual`` (R, n), ``factor`` with B = Q' factor."""
+
+    grid: kernels.Grid
+    omega: Array
+    scale: Array
+    raw_knots: Array
+    Q: Array
+    residual: Array
+    factor: Array
+    projections: Array
+    max_degree: int
+    use_min: bool
+    pairs: bool
+    lazy: bool
+    min_active: float
+    map: Callable[..., Any]
+    n_chunks: int
+    terms: list[tuple[Hinge, ...]] = field(default_factory=list)
+    banks: list[_Bank] = field(default_factory=list)
+
+    @property
+    def size(self) -> int:
+        """Number of terms in the model."""
+        return len(self.terms)
+
+    @property
+    def rss(self) -> float:
+        """Residual sum of squares of the model, from the residual itself."""
+        return float(np.einsum("rn,rn->", self.residual, self.residual))
+
+
+def select_hinges(
+    X: npt.ArrayLike,
+    Y: npt.ArrayLike,
+    *,
+    sample_weight: npt.ArrayLike | None = None,
+    max_terms: int = 61,
+    max_degree: int = 1,
+    interaction: Interaction = "min",
+    max_knots: int | None = 64,
+    minspan: int | None = None,
+    endspan: int | None = None,
+    pairs: bool = True,
+    lazy: bool = True,
+    tol: float = 1e-5,
+    n_jobs: int = 1,
+) -> Result:
+    """Select hinge terms greedily by least squares.
+
+    Parameters
+    ----------
+    X : array-like of shape (n, d)
+        Finite. Constant columns are never used.
+    Y : array-like of shape (n, R)
+        Targets sharing one basis. Scale its columns alike: the largest variance dominates the choice.
+    sample_weight : array-like of shape (n,), optional
+        Repetitions: their sum is the sample size. Rows of weight 0 are ignored.
+    max_terms : int
+        Largest number of terms, intercept included.
+    max_degree : int
+        Largest number of hinges in a term.
+    interaction : {"min", "product"}
+        How hinges of a term combine.
+    max_knots : int or None
+        Knots tried per variable, at evenly spaced ranks; None tries every value. Sums at the knots are exact.
+    minspan, endspan : int or None
+        Least rows between two knots and between a knot and either end of the data (and on either side of a knot
+        within the support of a parent). None takes Friedman's values for a run of noise at level 0.05.
+    pairs : bool
+        Judge a hinge together with its mirror image; otherwise alone, adding one term a step.
+    lazy : bool
+        Bring up to date only the parents whose last known gain could win. False updates all of them in every
+        step, which costs more and changes the choice rarely.
+    tol : float
+        Stop after three steps in a row that lower RSS by less than ``tol`` times its start.
+    n_jobs : int
+        Threads that share the variables of a sweep.
+
+    Returns
+    -------
+    Result
+        ``x`` is the :class:`HingeBasis`, ``objective`` the RSS, ``history`` one record a step, ``message`` the
+        reason for stopping; ``status`` is ``exhausted``, as for every heuristic. ``info`` holds ``factor``
+        (terms, terms), upper triangular with ``B' Omega B = factor' factor``, ``projections`` (terms, R) with
+        ``factor c = projections`` for the least-squares coefficients c, and ``total``, RSS of the intercept.
+        ``residuals["orthogonality"]`` is the largest entry of ``|Q Q' - I|``.
+
+    Raises
+    ------
+    ValueError
+        On invalid arguments; the message names the remedy.
+
+    Notes
+    -----
+    O(n d M + n M^2) time for degree 1, O(n d M^2) for more, M terms; memory 8 n M + 9 n d bytes beside the data,
+    and for ``"min"`` of degree > 1 up to 2 n d M bytes more.
+    """
+    start = time.perf_counter()
+    X = as_finite("X", X, ndim=2)
+    Y = as_finite("Y", Y, ndim=2)
+    if X.shape[0] != Y.shape[0] or not X.size or not Y.size:
+        raise ValueError(f"X and Y need the same positive number of rows, got shapes {X.shape}, {Y.shape}")
+    if interaction not in ("min", "product"):
+        raise ValueError(f"interaction must be 'min' or 'product', got {interaction!r}")
+    omega = as_weights("sample_weight", sample_weight, X.shape[0])
+    if omega is not None and (omega == 0).any():
+        X, Y, omega = X[omega > 0], Y[omega > 0], omega[omega > 0]
+    omega = np.ones(X.shape[0]) if omega is None else omega
+    capacity = min(as_count("max_terms", max_terms), X.shape[0])
+    tol = as_scalar("tol", tol, low=0.0)
+    n_jobs = as_count("n_jobs", n_jobs)
+    grid = make_grid(X, omega, max_knots, minspan, endspan)
+    with ThreadPoolExecutor(n_jobs) as pool:
+        search = _Search(
+            grid.grid,
+            omega,
+            grid.scale,
+            grid.raw_knots,
+            np.empty((capacity, X.shape[0])),
+            np.sqrt(omega) * Y.T.astype(np.float64),
+            np.zeros((capacity, capacity)),
+            np.zeros((capacity, Y.shape[1])),
+            as_count("max_degree", max_degree),
+            interaction == "min",
+            pairs,
+            lazy,
+            grid.endspan,
+            pool.map if n_jobs > 1 else map,
+            n_jobs,
+        )
+        total, history, message = _run(search, capacity, tol)
+    basis = HingeBasis(tuple(search.terms), grid.scale, interaction == "product")
+    m = search.size
+    gram = search.Q[:m] @ search.Q[:m].T
+    return Result(
+        basis,
+        search.rss,
+        Status.EXHAUSTED,
+        n_iter=len(history),
+        time=time.perf_counter() - start,
+        residuals={"orthogonality": float(np.abs(gram - np.eye(m)).max())},
+        history=tuple(history),
+        message=message,
+        info={"factor": search.factor[:m, :m], "projections": search.projections[:m], "total": total},
+    )
+
+
+def _run(search: _Search, capacity: int, tol: float) -> tuple[float, list[Record], str]:
+    """The greedy loop; returns the RSS of the intercept, one record a step, and why it stopped."""
+    _commit(search, np.ones(search.omega.size), ())
+    total = rss = search.rss
+    everything = np.arange(search.omega.size, dtype=np.int32)
+    _open(search, (), everything, np.ones(search.omega.size))
+    history: list[Record] = []
+    idle = 0
+    while search.size < capacity:
+        if rss <= 1e-14 * total:
+            return total, history, "the fit is exact"
+        bank = _winner(search)
+        if bank is None:
+            return total, history, "no admissible candidate is left"
+        added = _grow(search, bank, capacity)
+        before, rss = rss, search.rss
+        if added:
+            history.append({"iteration": len(history), "n_terms": search.size, "rss": rss, "added": added})
+        idle = idle + 1 if before - rss <= tol * total else 0
+        if tol > 0 and idle >= _PATIENCE:
+            return total, history, f"{_PATIENCE} steps in a row gained less than tol = {tol:g}; lower tol"
+    return total, history, f"max_terms = {capacity} reached"
+
+
+def _winner(search: _Search) -> _Bank | None:
+    """The bank with the largest gain, brought up to date; None when no candidate is left."""
+    if not search.lazy:
+        for bank in search.banks:
+            _refresh(search, bank)
+    while True:
+        top = max((bank.gain for bank in search.banks), default=0.0)
+        if top <= 0.0:
+            return None
+        bank = next(bank for bank in search.banks if bank.gain >= top * (1 - 1e-9))
+        if bank.seen == search.size:
+            return bank
+        _refresh(search, bank)
+
+
+def _grow(search: _Search, bank: _Bank, capacity: int) -> int:
+    """Add the bank's best hinge, and its mirror image where that is independent; return how many joined."""
+    position, side, knot = bank.where
+    both = search.pairs and bool((bank.beta[position, :, knot] > bank.floor[position, :, knot]).all())
+    if both:
+        determinant = bank.beta[position].prod(axis=0)[knot] - bank.gamma[position, knot] ** 2
+        both = determinant > _DEPENDENT * bank.beta[position, :, knot].prod()
+    added = 0
+    for this in (side, 1 - side) if both else (side,):
+        if search.size < capacity:
+            added += _join(search, bank, position, this, knot)
+    return added
+
+
+def _join(search: _Search, bank: _Bank, position: int, side: int, knot: int) -> bool:
+    """Add one candidate as a term and open its own bank; a dependent one is barred instead."""
+    j = int(bank.variables[position])
+    grid = search.grid
+    below = np.maximum(grid.bins[j][bank.rows].astype(np.intp) - 1, 0)
+    x = grid.knots[j, below] + grid.offsets[j][bank.rows] - grid.knots[j, knot]
+    child = np.maximum(-x if side else x, 0.0)
+    if bank.hinges:
+        child = np.minimum(child, bank.parent) if search.use_min else child * bank.parent
+    column = np.zeros(search.omega.size)
+    column[bank.rows] = child
+    hinge = Hinge(j, 1 - 2 * side, float(search.raw_knots[j, knot]))
+    linear = not bank.hinges and side == 0 and knot == 0
+    term = (*bank.hinges, hinge._replace(sign=0) if linear else hinge)
+    bank.floor[position, side, knot] = np.inf
+    if not _commit(search, column, term):
+        _rescan(bank, search.pairs)
+        return False
+    if len(term) < search.max_degree:
+        rows = np.flatnonzero(column > 0).astype(np.int32)
+        if search.omega[rows].sum() >= 2 * search.min_active:
+            _open(search, (*bank.hinges, hinge), rows, column[rows])
+    return True
+
+
+def _commit(search: _Search, column: Array, term: tuple[Hinge, ...]) -> bool:
+    """Orthonormalise a column and update the residual; False when it lies in the span of the model."""
+    m = search.size
+    Q = search.Q[:m]
+    q = np.sqrt(search.omega) * column
+    norm2 = left = float(q @ q)
+    coefficients = np.zeros(m)
+    for _ in range(2):
+        c = Q @ q
+        q -= c @ Q
+        coefficients += c
+        before, left = left, float(q @ q)
+        if left > _REORTHOGONALISE * before:
+            break
+    centred = norm2 - coefficients[0] ** 2 if m else norm2
+    if left <= _DEPENDENT * 0.1 * centred or left <= 0.0:
+        return False
+    q /= np.sqrt(left)
+    search.Q[m] = q
+    search.factor[:m, m] = coefficients
+    search.factor[m, m] = np.sqrt(left)
+    search.projections[m] = search.residual @ q
+    search.residual -= np.outer(search.projections[m], q)
+    search.terms.append(term)
+    return True
+
+
+def _open(search: _Search, hinges: tuple[Hinge, ...], rows: Array, parent: Array) -> None:
+    """Open the bank of a parent (N,) on its support ``rows``."""
+    used = [hinge.variable for hinge in hinges]
+    variables = np.setdiff1d(np.flatnonzero(search.grid.counts), used)
+    if not variables.size:
+        return
+    omega = search.omega[rows]
+    grid = search.grid
+    shifted = None
+    if hinges and search.use_min:
+        shifted = kernels.shifted_bins(rows, parent, grid, variables)
+        weight = np.sqrt(omega)
+        norms = kernels.squared_norms(rows, omega, grid, variables)
+        kernels.subtract_capped(rows, omega, grid, variables, parent, shifted, norms)
+    else:
+        weight = np.sqrt(omega) * parent
+        norms = kernels.squared_norms(rows, weight**2, grid, variables)
+    bank = _Bank(
+        hinges,
+        rows,
+        parent,
+        weight,
+        variables,
+        shifted,
+        alpha=np.empty(0),
+        beta=norms,
+        gamma=np.empty(0),
+        floor=np.empty(0),
+        opened=search.size,
+    )
+    mean = _project(search, bank, search.Q[:1])[..., 0]
+    bank.alpha = _project(search, bank, search.residual)
+    bank.beta = norms - mean**2
+    bank.gamma = -mean[:, 0] * mean[:, 1]
+    bank.floor = np.maximum(_DEPENDENT * bank.beta, 1e-10 * norms)
+    bank.floor[_barred(search, bank)] = np.inf
+    search.banks.append(bank)
+
+
+def _barred(search: _Search, bank: _Bank) -> Array:
+    """Mask (V, 2, K) of the candidates with too little of the support on either side of their knot."""
+    active = kernels.support_weight(bank.rows, search.omega[bank.rows], search.grid, bank.variables)
+    barred = (active < search.min_active).any(axis=1)
+    # the linear candidate, knot at the minimum, has nothing below it
+    barred[:, 0] = active[:, 0, 0] < search.min_active if bank.hinges else False
+    return np.broadcast_to(barred[:, None], active.shape)
+
+
+def _refresh(search: _Search, bank: _Bank) -> None:
+    """Project the bank off the columns that joined since it was last seen, and find its best candidate."""
+    if bank.seen == search.size:
+        return
+    new = slice(bank.seen, search.size)
+    g = _project(search, bank, search.Q[new])
+    late = max(bank.opened - bank.seen, 0)
+    bank.alpha -= g[..., late:] @ search.projections[new][late:]
+    bank.beta -= np.einsum("vskc,vskc->vsk", g, g)
+    bank.gamma -= np.einsum("vkc,vkc->vk", g[:, 0], g[:, 1])
+    bank.seen = search.size
+    _rescan(bank, search.pairs)
+
+
+def _rescan(bank: _Bank, pairs: bool) -> None:
+    """Find the bank's best candidate."""
+    gain, *where = kernels.best_candidate(bank.alpha, bank.beta, bank.gamma, bank.floor, pairs, _DEPENDENT)
+    bank.gain, bank.where = gain, (where[0], where[1], where[2])
+
+
+def _project(search: _Search, bank: _Bank, columns: Array) -> Array:
+    """Inner products (V, 2, K, C) of ``columns`` with the bank's candidates, variables shared by the threads."""
+    pieces = np.array_split(np.arange(bank.variables.size), min(search.n_chunks, bank.variables.size))
+
+    def sweep(piece: Array) -> Array:
+        chosen = bank.variables[piece]
+        if bank.shifted is None:
+            return kernels.project(bank.rows, bank.weight, columns, search.grid, chosen)
+        shifted = bank.shifted[piece]
+        return kernels.project_min(bank.rows, bank.weight, columns, search.grid, chosen, bank.parent, shifted)
+
+    return np.concatenate(list(search.map(sweep, pieces)))
