@@ -48,7 +48,11 @@ _PATIENCE = 3
 
 @dataclass(eq=False)
 class _Bank:
-    """Candidates grown from one parent: its support, and the statistics of the module docstring."""
+    """Candidates grown from one parent: its support, and the statistics of the module docstring.
+
+    ``opened`` terms were in the model when the bank was opened, ``seen`` are projected off. The root bank, whose
+    candidates are the cheapest to test and the dearest to orthogonalise, keeps its inner products in ``swept``.
+    """
 
     hinges: tuple[Hinge, ...]
     rows: Array
@@ -61,6 +65,7 @@ class _Bank:
     gamma: Array
     floor: Array
     opened: int
+    swept: list[Array]
     seen: int = 1
     gain: float = np.inf
     where: tuple[int, int, int] = (0, 0, 0)
@@ -72,6 +77,7 @@ class _Search:
 
     grid: kernels.Grid
     omega: Array
+    root_omega: Array
     scale: Array
     raw_knots: Array
     Q: Array
@@ -153,7 +159,8 @@ def select_hinges(
         reason for stopping; ``status`` is ``exhausted``, as for every heuristic. ``info`` holds ``factor``
         (terms, terms), upper triangular with ``B' Omega B = factor' factor``, ``projections`` (terms, R) with
         ``factor c = projections`` for the least-squares coefficients c, and ``total``, RSS of the intercept.
-        ``residuals["orthogonality"]`` is the largest entry of ``|Q Q' - I|``.
+        ``residuals["stationarity"]`` is the largest inner product of the residual with an orthonormalised term,
+        relative to ``sqrt(total)``.
 
     Raises
     ------
@@ -184,6 +191,7 @@ def select_hinges(
         search = _Search(
             grid.grid,
             omega,
+            np.sqrt(omega),
             grid.scale,
             grid.raw_knots,
             np.empty((capacity, X.shape[0])),
@@ -201,14 +209,14 @@ def select_hinges(
         total, history, message = _run(search, capacity, tol)
     basis = HingeBasis(tuple(search.terms), grid.scale, interaction == "product")
     m = search.size
-    gram = search.Q[:m] @ search.Q[:m].T
+    gradient = search.Q[:m] @ search.residual.T
     return Result(
         basis,
         search.rss,
         Status.EXHAUSTED,
         n_iter=len(history),
         time=time.perf_counter() - start,
-        residuals={"orthogonality": float(np.abs(gram - np.eye(m)).max())},
+        residuals={"stationarity": float(np.abs(gradient).max() / np.sqrt(max(total, np.finfo(float).tiny)))},
         history=tuple(history),
         message=message,
         info={"factor": search.factor[:m, :m], "projections": search.projections[:m], "total": total},
@@ -271,19 +279,16 @@ def _grow(search: _Search, bank: _Bank, capacity: int) -> int:
 def _join(search: _Search, bank: _Bank, position: int, side: int, knot: int) -> bool:
     """Add one candidate as a term and open its own bank; a dependent one is barred instead."""
     j = int(bank.variables[position])
-    grid = search.grid
-    below = np.maximum(grid.bins[j][bank.rows].astype(np.intp) - 1, 0)
-    x = grid.knots[j, below] + grid.offsets[j][bank.rows] - grid.knots[j, knot]
-    child = np.maximum(-x if side else x, 0.0)
+    child = kernels.hinge_column(bank.rows, search.grid, j, side, knot)
     if bank.hinges:
         child = np.minimum(child, bank.parent) if search.use_min else child * bank.parent
-    column = np.zeros(search.omega.size)
-    column[bank.rows] = child
+    column = _scatter(child, bank.rows, search.omega.size)
     hinge = Hinge(j, 1 - 2 * side, float(search.raw_knots[j, knot]))
     linear = not bank.hinges and side == 0 and knot == 0
     term = (*bank.hinges, hinge._replace(sign=0) if linear else hinge)
     bank.floor[position, side, knot] = np.inf
-    if not _commit(search, column, term):
+    known = np.concatenate([g[position, side, knot] for g in bank.swept]) if bank.swept else None
+    if not _commit(search, column, term, known):
         _rescan(bank, search.pairs)
         return False
     if len(term) < search.max_degree:
@@ -293,22 +298,33 @@ def _join(search: _Search, bank: _Bank, position: int, side: int, knot: int) -> 
     return True
 
 
-def _commit(search: _Search, column: Array, term: tuple[Hinge, ...]) -> bool:
-    """Orthonormalise a column and update the residual; False when it lies in the span of the model."""
+def _scatter(values: Array, rows: Array, n: int) -> Array:
+    """Values on the support as a column of all rows."""
+    if rows.size == n:
+        return values
+    column = np.zeros(n)
+    column[rows] = values
+    return column
+
+
+def _commit(search: _Search, column: Array, term: tuple[Hinge, ...], known: Array | None = None) -> bool:
+    """Orthonormalise a column and update the residual; False when it lies in the span of the model.
+
+    ``known`` holds the inner products of the column with the first columns of Q where a sweep gave them.
+    """
     m = search.size
     Q = search.Q[:m]
-    q = np.sqrt(search.omega) * column
-    norm2 = left = float(q @ q)
-    coefficients = np.zeros(m)
-    for _ in range(2):
+    q = search.root_omega * column
+    coefficients = np.concatenate([known, Q[known.size :] @ q]) if known is not None else Q @ q
+    centred = before = float(q @ q - (coefficients[0] ** 2 if m else 0.0))
+    q -= coefficients @ Q
+    left = float(q @ q)
+    if left <= _REORTHOGONALISE * before:
         c = Q @ q
         q -= c @ Q
         coefficients += c
-        before, left = left, float(q @ q)
-        if left > _REORTHOGONALISE * before:
-            break
-    centred = norm2 - coefficients[0] ** 2 if m else norm2
-    if left <= _DEPENDENT * 0.1 * centred or left <= 0.0:
+        left = float(q @ q)
+    if left <= 0.1 * _DEPENDENT * centred or left <= 0.0:
         return False
     q /= np.sqrt(left)
     search.Q[m] = q
@@ -349,13 +365,17 @@ def _open(search: _Search, hinges: tuple[Hinge, ...], rows: Array, parent: Array
         gamma=np.empty(0),
         floor=np.empty(0),
         opened=search.size,
+        swept=[],
     )
-    mean = _project(search, bank, search.Q[:1])[..., 0]
+    first = _project(search, bank, search.Q[:1])
+    mean = first[..., 0]
     bank.alpha = _project(search, bank, search.residual)
     bank.beta = norms - mean**2
     bank.gamma = -mean[:, 0] * mean[:, 1]
     bank.floor = np.maximum(_DEPENDENT * bank.beta, 1e-10 * norms)
     bank.floor[_barred(search, bank)] = np.inf
+    if not hinges:
+        bank.swept.append(first)
     search.banks.append(bank)
 
 
@@ -379,6 +399,8 @@ def _refresh(search: _Search, bank: _Bank) -> None:
     bank.beta -= np.einsum("vskc,vskc->vsk", g, g)
     bank.gamma -= np.einsum("vkc,vkc->vk", g[:, 0], g[:, 1])
     bank.seen = search.size
+    if not bank.hinges:
+        bank.swept.append(g)
     _rescan(bank, search.pairs)
 
 

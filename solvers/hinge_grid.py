@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from .hinge_kernels import Grid
+from .hinge_kernels import Grid, locate
 from .validation import as_count
 
 Array = npt.NDArray[Any]
@@ -55,7 +55,7 @@ def make_grid(
         # distances from the minimum: exact for a column far from zero
         standard[j, :K] = (knots[j] - knots[j][0]) / scale[j]
         x = X[:, j].astype(np.float64)
-        bins[j] = np.searchsorted(knots[j], x, side="left")
+        locate(x, knots[j], bins[j])
         below = np.maximum(bins[j].astype(np.intp) - 1, 0)
         offsets[j] = (x - knots[j][below]) / scale[j]
     return ScaledGrid(Grid(standard, counts, bins, offsets), scale, raw, endspan)
@@ -76,16 +76,23 @@ def _spread(x: Array, omega: Array) -> float:
 
 def _choose(x: Array, omega: Array, total: float, most: int, endspan: int) -> Array:
     """Increasing knots of one non-constant variable."""
-    order = np.argsort(x, kind="stable")
-    ordered = x[order]
+    ordered, below = _ordered(x, omega)
     first = np.concatenate([[True], ordered[1:] > ordered[:-1]])
-    distinct = ordered[first]
-    if distinct.size <= most + 1:
-        return distinct[:-1]
+    n_distinct = np.count_nonzero(first)
+    if n_distinct <= most + 1:
+        return ordered[first][:-1]
     ranks = np.linspace(endspan, total - 1 - endspan, most - 1)
     if ranks[0] > ranks[-1]:
-        return distinct[:1]
-    positions = np.searchsorted(np.cumsum(omega[order]), ranks, side="right")
+        return ordered[:1]
+    positions = np.searchsorted(below, ranks, side="right")
     inner = ordered[np.minimum(positions, ordered.size - 1)]
-    knots = np.unique(np.concatenate([distinct[:1], inner]))
-    return knots[knots < distinct[-1]]
+    knots = np.unique(np.concatenate([ordered[:1], inner]))
+    return knots[knots < ordered[-1]]
+
+
+def _ordered(x: Array, omega: Array) -> tuple[Array, Array]:
+    """Sorted values, and the weight up to and including each."""
+    if omega.min() == omega.max():
+        return np.sort(x), omega[0] * np.arange(1, x.size + 1)
+    order = np.argsort(x, kind="stable")
+    return x[order], np.cumsum(omega[order])

@@ -170,26 +170,42 @@ def _shifted_offsets(rows: Array, parent: Array, grid: Grid, j: int, side: int, 
 
 
 @_compiled
+def locate(x: Array, T: Array, bins: Array) -> None:
+    """``bins[i] = #{k : T_k < x_i}`` for increasing ``T``, through a table of evenly spaced cells."""
+    span = T[-1] - T[0]
+    rate = _CELLS / span if span > 0.0 else 0.0
+    table = np.searchsorted(T, T[0] + span / _CELLS * np.arange(_CELLS))
+    for i in range(x.size):
+        b = table[int(min(max((x[i] - T[0]) * rate, 0.0), _CELLS - 1.0))]
+        while b > 0 and T[b - 1] >= x[i]:
+            b -= 1
+        while b < T.size and T[b] < x[i]:
+            b += 1
+        bins[i] = b
+
+
+@_compiled
 def shifted_bins(rows: Array, parent: Array, grid: Grid, variables: Array) -> Array:
-    """Bins (V, 2, N) of ``x - p`` and ``x + p``, through a table of evenly spaced cells."""
+    """Bins (V, 2, N) of ``x - p`` and ``x + p``."""
     out = np.empty((variables.size, 2, rows.size), grid.bins.dtype)
     for t in range(variables.size):
         j = variables[t]
-        T = grid.knots[j, : grid.counts[j]]
-        span = T[-1] - T[0]
-        rate = _CELLS / span if span > 0 else 0.0
-        table = np.searchsorted(T, T[0] + span / _CELLS * np.arange(_CELLS))
         for side in range(2):
             z = _shifted(rows, parent, grid, j, side)
-            for s in range(rows.size):
-                cell = min(max((z[s] - T[0]) * rate, 0.0), _CELLS - 1.0)
-                b = table[int(cell)]
-                while b > 0 and T[b - 1] >= z[s]:
-                    b -= 1
-                while b < T.size and T[b] < z[s]:
-                    b += 1
-                out[t, side, s] = b
+            locate(z, grid.knots[j, : grid.counts[j]], out[t, side])
     return out
+
+
+@_compiled
+def hinge_column(rows: Array, grid: Grid, j: int, side: int, knot: int) -> Array:
+    """Values (N,) of one hinge on the support."""
+    h = np.empty(rows.size)
+    sign = 1.0 - 2.0 * side
+    for s in range(rows.size):
+        i = rows[s]
+        x = grid.knots[j, max(np.intp(grid.bins[j, i]) - 1, 0)] - grid.knots[j, knot] + grid.offsets[j, i]
+        h[s] = max(sign * x, 0.0)
+    return h
 
 
 @_compiled
