@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from liftopt.baseline import BackpropClassifier, BackpropRegressor
     from liftopt.layers import AvgPool2d, Conv2d, Dense, Flatten
     from liftopt.network import ModelFileError, Network
+    from liftopt.spline import SplineClassifier, SplineRegressor
 
 # Public names and their modules: imported on first use, so that `import liftopt` stays light.
 _EXPORTS = {
@@ -27,6 +28,8 @@ _EXPORTS = {
     "Flatten": "liftopt.layers",
     "ModelFileError": "liftopt.network",
     "Network": "liftopt.network",
+    "SplineClassifier": "liftopt.spline",
+    "SplineRegressor": "liftopt.spline",
 }
 
 __all__ = [
@@ -40,6 +43,8 @@ __all__ = [
     "Flatten",
     "ModelFileError",
     "Network",
+    "SplineClassifier",
+    "SplineRegressor",
     "get_activation",
 ]
 

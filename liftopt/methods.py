@@ -19,6 +19,7 @@ class Method(NamedTuple):
 
 
 METHODS: Mapping[str, Method] = {
+    "spline": Method("liftopt.spline", "SplineClassifier", "SplineRegressor"),
     "manifold": Method("liftopt.manifold", "ManifoldClassifier", "ManifoldRegressor"),
     "adam": Method("liftopt.baseline", "BackpropClassifier", "BackpropRegressor", {"optimizer": "adam"}),
 }

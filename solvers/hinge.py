@@ -183,7 +183,7 @@ def select_hinges(
     if omega is not None and (omega == 0).any():
         X, Y, omega = X[omega > 0], Y[omega > 0], omega[omega > 0]
     omega = np.ones(X.shape[0]) if omega is None else omega
-    capacity = min(as_count("max_terms", max_terms), X.shape[0])
+    capacity = max(min(as_count("max_terms", max_terms), int(omega.sum())), 1)
     tol = as_scalar("tol", tol, low=0.0)
     n_jobs = as_count("n_jobs", n_jobs)
     grid = make_grid(X, omega, max_knots, minspan, endspan)

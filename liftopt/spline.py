@@ -1,0 +1,320 @@
+"""Spline networks: a least-squares hinge spline (MARS), written down exactly as a ReLU network.
+
+    f(x) = c_0 + sum_m c_m B_m(x),      B_m = min of hinges (s (x_j - t))+ of different variables,
+
+minimises the squared error over terms and coefficients: forward selection (:func:`liftopt.solvers.select_hinges`),
+backward pruning (:func:`liftopt.solvers.prune_terms`), size by generalised or by nested cross-validation. The
+minimum keeps f continuous and piecewise linear, so that the network of :mod:`liftopt.spline_network` equals it
+everywhere. A classifier selects the terms by least squares on scaled class indicators, as flexible discriminant
+analysis does, and refits the coefficients by convex softmax regression. Knots can be refined afterwards by
+variable projection, the whole network by gradient epochs.
+
+References
+----------
+Friedman, "Multivariate adaptive regression splines", Annals of Statistics 1991; Hastie, Tibshirani, Buja,
+"Flexible discriminant analysis by optimal scoring", JASA 1994; Mo, Zheng, Wang, Wang, Schewe, "Exploiting spline
+models for the training of fully connected layers in neural network", arXiv 2102.06554 (the idea; the construction
+here is our own).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.model_selection import KFold, StratifiedKFold
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from liftopt.base import NetworkClassifier, NetworkRegressor, TrainingData
+from liftopt.solvers.hinge import Interaction, select_hinges
+from liftopt.solvers.hinge_basis import HingeBasis
+from liftopt.solvers.pruning import PruningPath, prune_terms
+from liftopt.solvers.result import Result
+from liftopt.solvers.softmax import solve_softmax_regression
+from liftopt.solvers.validation import as_scalar
+from liftopt.spline_model import Spline
+from liftopt.spline_report import SplineReport
+
+Array = npt.NDArray[Any]
+Pruning = Literal["gcv", "cv", "none"]
+
+_DEFAULT_TERMS = (61, 201)
+
+
+class _SplineEstimator(SplineReport):
+    """Selection and pruning, shared by regressor and classifier."""
+
+    def __init__(
+        self,
+        *,
+        max_terms: int | None = None,
+        max_degree: int = 1,
+        interaction: Interaction = "min",
+        max_knots: int | None = 64,
+        minspan: int | None = None,
+        endspan: int | None = None,
+        tol: float = 1e-5,
+        pruning: Pruning = "gcv",
+        penalty: float = 6.0,
+        cv: int = 5,
+        n_jobs: int = 1,
+        random_state: Any = None,
+    ) -> None:
+        self.max_terms = max_terms
+        self.max_degree = max_degree
+        self.interaction = interaction
+        self.max_knots = max_knots
+        self.minspan = minspan
+        self.endspan = endspan
+        self.tol = tol
+        self.pruning = pruning
+        self.penalty = penalty
+        self.cv = cv
+        self.n_jobs = n_jobs
+        self.random_state = random_state
+
+    def _select(self, data: TrainingData, target: Array) -> Spline:
+        """Fit the pruned spline of ``target`` (n, outputs), whose columns are scaled alike."""
+        if self.pruning not in ("gcv", "cv", "none"):
+            raise ValueError(f"pruning must be 'gcv', 'cv' or 'none', got {self.pruning!r}")
+        X = np.asarray(data.X, dtype=np.float64)
+        omega = _repetitions(data.weight)
+        self.result_ = self._forward(X, target, omega)
+        path = _path(self.result_)
+        n = float(X.shape[0] if omega is None else omega.sum())
+        penalty = as_scalar("penalty", self.penalty, low=0.0)
+        size = path.rss.size
+        if self.pruning == "gcv":
+            size = int(np.argmin(path.gcv(n, penalty))) + 1
+        elif self.pruning == "cv":
+            size = min(size, self._size_by_cv(data, target, omega))
+        keep = path.subset(size)
+        coefficients, factor = path.fit(keep)
+        return Spline(self.result_.x.subset(keep), coefficients, factor, path, self.result_.x, n, penalty)
+
+    def _forward(self, X: Array, target: Array, omega: Array | None) -> Result:
+        least, most = _DEFAULT_TERMS
+        max_terms = min(max(least, 2 * X.shape[1] + 1), most) if self.max_terms is None else self.max_terms
+        return select_hinges(
+            X,
+            target,
+            sample_weight=omega,
+            max_terms=max_terms,
+            max_degree=self.max_degree,
+            interaction=self.interaction,
+            max_knots=self.max_knots,
+            minspan=self.minspan,
+            endspan=self.endspan,
+            tol=self.tol,
+            n_jobs=self.n_jobs,
+        )
+
+    def _size_by_cv(self, data: TrainingData, target: Array, omega: Array | None) -> int:
+        """Size with the least squared error out of fold; every fold selects and prunes its own terms."""
+        kind = KFold if data.codes is None else StratifiedKFold
+        folds = kind(self.cv, shuffle=True, random_state=self.random_state)
+        X = np.asarray(data.X, dtype=np.float64)
+        errors = []
+        for train, test in folds.split(X, data.codes):
+            weight = None if omega is None else omega[train]
+            result = self._forward(X[train], target[train], weight)
+            path = _path(result)
+            design = result.x(X[test])
+            held = None if omega is None else omega[test]
+            errors.append([_error(path, m, design, target[test], held) for m in range(1, path.rss.size + 1)])
+        common = min(len(error) for error in errors)
+        return int(np.argmin(np.sum([error[:common] for error in errors], axis=0))) + 1
+
+
+def _path(result: Result) -> PruningPath:
+    return prune_terms(result.info["factor"], result.info["projections"], result.objective)
+
+
+def _error(path: PruningPath, size: int, design: Array, target: Array, weight: Array | None) -> float:
+    keep = path.subset(size)
+    coefficients, _ = path.fit(keep)
+    squares = ((target - design[:, keep] @ coefficients) ** 2).sum(axis=1)
+    return float(np.average(squares, weights=weight) * len(squares))
+
+
+def _repetitions(weight: Array | None) -> Array | None:
+    """Sample weights as repetitions: integers as they are, others scaled to mean one."""
+    if weight is None or np.array_equal(weight, np.round(weight)):
+        return weight
+    return weight * (np.count_nonzero(weight) / weight.sum())
+
+
+class SplineRegressor(_SplineEstimator, NetworkRegressor):
+    """Regression by a hinge spline (MARS) that is exactly a ReLU network.
+
+    Parameters
+    ----------
+    max_terms : int, optional
+        Largest number of terms before pruning, intercept included; by default 61, or twice the number of
+        features if that is more, at most 201.
+    max_degree : int
+        Largest number of variables in a term: 1 is additive.
+    interaction : {"min", "product"}
+        How the hinges of a term combine. Products are smooth and classical, but no ReLU network equals them:
+        then ``network_`` does not exist.
+    max_knots : int or None
+        Knots tried per variable; None tries every value.
+    minspan, endspan : int, optional
+        Least rows between knots, and beyond them. By default Friedman's values.
+    tol : float
+        Ends the forward pass after three steps in a row that gain less than this share of the variance.
+    pruning : {"gcv", "cv", "none"}
+        Size by generalised cross-validation; by nested cross-validation, where every fold repeats selection
+        and pruning; or all terms.
+    penalty : float
+        Charge of GCV for each knot. The customary 2 to 3 keeps too many terms of a long forward pass.
+    cv : int
+        Folds for ``pruning="cv"``.
+    n_jobs : int
+        Threads.
+    random_state : int, RandomState or None
+        For the folds of ``pruning="cv"``.
+
+    Attributes
+    ----------
+    spline_ : Spline
+        The fitted terms and coefficients.
+    network_ : Network
+        Equal to the spline to rounding, inside and outside the range of the data. A knot at a variable's
+        minimum is a linear term, continued as a straight line.
+    result_ : Result
+        Outcome of the forward pass: trace, reason for stopping.
+
+    Notes
+    -----
+    Missing values are refused: impute them in a pipeline, e.g. ``make_pipeline(SimpleImputer(add_indicator=True),
+    SplineRegressor())``; encode categories with ``OneHotEncoder``. Integer ``sample_weight`` counts repetitions;
+    other weights are scaled to mean one. O(n d M + n M^2) time for degree 1, O(n d M^2) for more, M terms.
+
+    References
+    ----------
+    Friedman, "Multivariate adaptive regression splines", Annals of Statistics 1991.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from liftopt import SplineRegressor
+    >>> X = np.linspace(-1, 1, 401)[:, None]
+    >>> model = SplineRegressor(max_knots=None, minspan=1).fit(X, np.abs(X[:, 0]))
+    >>> bool(abs(model.network_(X)[:, 0] - np.abs(X[:, 0])).max() < 1e-9)
+    True
+    """
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> SplineRegressor:
+        """Fit to ``X`` (n, d) and ``y`` (n,) or (n, outputs)."""
+        data = self._check_training_data(X, y, sample_weight)
+        target = data.target.astype(np.float64)
+        centre = np.average(target, axis=0, weights=data.weight)
+        spread = np.sqrt(np.average((target - centre) ** 2, axis=0, weights=data.weight))
+        spread[spread <= 1e-14 * np.abs(centre)] = 1.0
+        self.spline_ = self._select(data, (target - centre) / spread).rescaled(spread, centre)
+        self.__dict__.pop("network_", None)
+        if self.spline_.basis.is_piecewise_linear:
+            self.network_ = self.spline_.to_network()
+        return self
+
+    def predict(self, X: Any) -> Array:
+        """Predicted targets, shape (n,) or (n, outputs) as in ``fit``."""
+        check_is_fitted(self)
+        if hasattr(self, "network_"):
+            return super().predict(X)
+        out = self.spline_(validate_data(self, X, dtype=(np.float64, np.float32), reset=False))
+        return out[:, 0] if self._one_output else out
+
+
+class SplineClassifier(_SplineEstimator, NetworkClassifier):
+    """Classification by a hinge spline with a softmax head, exactly a ReLU network.
+
+    The terms are selected by least squares on the class indicators, centred and divided by the square root of
+    the class share; their coefficients are then refitted by softmax regression with a ridge on standardised
+    terms.
+
+    Parameters
+    ----------
+    alpha : float
+        Ridge: ``mean cross-entropy + alpha / 2 |A|^2`` over standardised terms.
+    max_terms, max_degree, interaction, max_knots, minspan, endspan, tol, pruning, penalty, cv, n_jobs, \
+    random_state
+        As for :class:`SplineRegressor`.
+
+    Attributes
+    ----------
+    spline_ : Spline
+        Terms and coefficients of the scores before the softmax.
+    network_ : Network
+        Equal to the spline, with a softmax head.
+    classes_ : ndarray
+        Class labels.
+    result_ : Result
+        Outcome of the forward pass.
+    """
+
+    def __init__(
+        self,
+        *,
+        alpha: float = 1e-3,
+        max_terms: int | None = None,
+        max_degree: int = 1,
+        interaction: Interaction = "min",
+        max_knots: int | None = 64,
+        minspan: int | None = None,
+        endspan: int | None = None,
+        tol: float = 1e-5,
+        pruning: Pruning = "gcv",
+        penalty: float = 6.0,
+        cv: int = 5,
+        n_jobs: int = 1,
+        random_state: Any = None,
+    ) -> None:
+        super().__init__(
+            max_terms=max_terms,
+            max_degree=max_degree,
+            interaction=interaction,
+            max_knots=max_knots,
+            minspan=minspan,
+            endspan=endspan,
+            tol=tol,
+            pruning=pruning,
+            penalty=penalty,
+            cv=cv,
+            n_jobs=n_jobs,
+            random_state=random_state,
+        )
+        self.alpha = alpha
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> SplineClassifier:
+        """Fit to ``X`` (n, d) and labels ``y`` (n,)."""
+        data = self._check_training_data(X, y, sample_weight)
+        target = data.target.astype(np.float64)
+        share = np.average(target, axis=0, weights=data.weight)
+        if share.min() <= 0.0:
+            raise ValueError("sample_weight is zero for every row of a class: drop that class")
+        spline = self._select(data, (target - share) / np.sqrt(share))
+        self.spline_ = spline.with_coefficients(self._softmax_head(spline.basis, data))
+        self.__dict__.pop("network_", None)
+        if self.spline_.basis.is_piecewise_linear:
+            self.network_ = self.spline_.to_network(head="softmax")
+        return self
+
+    def _softmax_head(self, basis: HingeBasis, data: TrainingData) -> Array:
+        """Coefficients (terms, classes) of the softmax regression on the terms."""
+        design = basis(data.X)[:, 1:]
+        omega = _repetitions(data.weight)
+        total = float(design.shape[0] if omega is None else omega.sum())
+        if not design.shape[1]:
+            return np.log(np.average(data.target, axis=0, weights=omega))[None].astype(np.float64)
+        mean = np.average(design, axis=0, weights=omega)
+        spread = np.sqrt(np.average((design - mean) ** 2, axis=0, weights=omega))
+        design -= mean
+        design /= spread
+        head = solve_softmax_regression(
+            design, data.target.astype(np.float64), ridge=self.alpha * total / 2, sample_weight=omega
+        ).x
+        weight = head.weight / spread[:, None]
+        return np.vstack([head.intercept - mean @ weight, weight])

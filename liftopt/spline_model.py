@@ -1,0 +1,75 @@
+"""The fitted spline as a value: terms, coefficients, and the triangular factor that answers questions about it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from liftopt.network import Network
+from liftopt.solvers.hinge_basis import HingeBasis
+from liftopt.solvers.pruning import PruningPath
+from liftopt.spline_network import spline_network
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Spline:
+    """``f(x) = basis(x) @ coefficients``.
+
+    Attributes
+    ----------
+    basis : HingeBasis
+        The terms kept, intercept first.
+    coefficients : ndarray of shape (terms, outputs)
+        In the units of the target.
+    factor : ndarray of shape (terms, terms)
+        R with ``R'R = B' Omega B`` over the training rows.
+    path : PruningPath
+        Every subset of ``full_basis`` on the pruning path, for the scaled target.
+    full_basis : HingeBasis
+        All terms of the forward pass.
+    n_samples : float
+        Rows, or the sum of their repetitions.
+    penalty : float
+        Charge of GCV for each knot.
+    """
+
+    basis: HingeBasis
+    coefficients: Array
+    factor: Array
+    path: PruningPath
+    full_basis: HingeBasis
+    n_samples: float
+    penalty: float
+
+    def __call__(self, X: npt.ArrayLike) -> Array:
+        """Values (n, outputs) on raw rows."""
+        return self.basis(np.asarray(X)) @ self.coefficients
+
+    def rescaled(self, spread: Array, centre: Array) -> Spline:
+        """The spline of ``centre + spread * f``, output by output."""
+        coefficients = self.coefficients * spread
+        coefficients[0] += centre
+        return self.with_coefficients(coefficients)
+
+    def with_coefficients(self, coefficients: Array) -> Spline:
+        """The same terms with other coefficients."""
+        return dataclasses.replace(self, coefficients=coefficients)
+
+    def to_network(self, head: str = "identity", metadata: Mapping[str, Any] | None = None) -> Network:
+        """The ReLU network equal to the spline; see :func:`liftopt.spline_network.spline_network`."""
+        return spline_network(self.basis, self.coefficients, head, metadata)
+
+    @property
+    def moments(self) -> tuple[Array, Array]:
+        """Mean (terms,) and covariance (terms, terms) of the terms over the training rows."""
+        scaled = self.factor / np.sqrt(self.n_samples)
+        gram = scaled.T @ scaled
+        mean = gram[0]
+        return mean, gram - np.outer(mean, mean)

@@ -1,0 +1,5 @@
+"""Reports on a fitted spline (stub)."""
+
+
+class SplineReport:
+    """Reports."""

@@ -1,0 +1,16 @@
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from liftopt import SplineClassifier, SplineRegressor
+
+
+@parametrize_with_checks(
+    [
+        SplineRegressor(),
+        SplineRegressor(max_degree=2),
+        SplineRegressor(max_degree=2, interaction="product"),
+        SplineClassifier(),
+        SplineClassifier(max_degree=2),
+    ]
+)
+def test_scikit_learn_contract(estimator, check):
+    check(estimator)
