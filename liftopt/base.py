@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import softmax
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.multiclass import check_classification_targets
@@ -80,20 +81,22 @@ class NetworkClassifier(ClassifierMixin, BaseEstimator):
 
     def decision_function(self, X: Any) -> Array:
         """Scores before the softmax: (n, classes), or (n,) for two classes (positive: ``classes_[1]``)."""
-        rows = self._check_rows(X)
-        scores = self.network_.scores(rows)
+        scores = self._scores(self._check_rows(X))
         return scores[:, 1] - scores[:, 0] if self.classes_.size == 2 else scores
 
     def predict_proba(self, X: Any) -> Array:
         """Class probabilities (n, classes); columns follow ``classes_``."""
-        rows = self._check_rows(X)
-        return self.network_(rows)
+        return softmax(self._scores(self._check_rows(X)), axis=1)
 
     def predict(self, X: Any) -> Array:
         """Most probable class of each row, shape (n,)."""
-        rows = self._check_rows(X)
-        winners: Array = self.classes_[np.argmax(self.network_.scores(rows), axis=1)]
+        best = np.argmax(self._scores(self._check_rows(X)), axis=1)
+        winners: Array = self.classes_[best]
         return winners
+
+    def _scores(self, rows: Array) -> Array:
+        """Scores (n, classes) of checked rows, before the softmax."""
+        return self.network_.scores(rows)
 
     def _check_rows(self, X: Any) -> Array:
         check_is_fitted(self)
@@ -123,8 +126,12 @@ class NetworkRegressor(RegressorMixin, BaseEstimator):
     def predict(self, X: Any) -> Array:
         """Predicted targets, shape (n,) or (n, outputs) as in ``fit``."""
         check_is_fitted(self)
-        out = self.network_(validate_data(self, X, dtype=(np.float64, np.float32), reset=False))
+        out = self._scores(validate_data(self, X, dtype=(np.float64, np.float32), reset=False))
         return out[:, 0] if self._one_output else out
+
+    def _scores(self, rows: Array) -> Array:
+        """Outputs (n, outputs) of checked rows."""
+        return self.network_.scores(rows)
 
 
 def _weights(sample_weight: Any, X: Array) -> Array | None:

@@ -23,8 +23,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.model_selection import KFold, StratifiedKFold
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.model_selection import check_cv
 
 from liftopt.base import NetworkClassifier, NetworkRegressor, TrainingData
 from liftopt.solvers.hinge import Interaction, select_hinges
@@ -32,7 +31,7 @@ from liftopt.solvers.hinge_basis import HingeBasis
 from liftopt.solvers.pruning import PruningPath, prune_terms
 from liftopt.solvers.result import Result
 from liftopt.solvers.softmax import solve_softmax_regression
-from liftopt.solvers.validation import as_scalar
+from liftopt.solvers.validation import as_count, as_scalar
 from liftopt.spline_model import Spline
 from liftopt.spline_report import SplineReport
 
@@ -57,7 +56,7 @@ class _SplineEstimator(SplineReport):
         tol: float = 1e-5,
         pruning: Pruning = "gcv",
         penalty: float = 6.0,
-        cv: int = 5,
+        cv: Any = 5,
         n_jobs: int = 1,
         random_state: Any = None,
     ) -> None:
@@ -96,6 +95,8 @@ class _SplineEstimator(SplineReport):
     def _forward(self, X: Array, target: Array, omega: Array | None) -> Result:
         least, most = _DEFAULT_TERMS
         max_terms = min(max(least, 2 * X.shape[1] + 1), most) if self.max_terms is None else self.max_terms
+        total = X.shape[0] if omega is None else omega.sum()
+        max_terms = min(as_count("max_terms", max_terms), 1 + int(total) // 4)
         return select_hinges(
             X,
             target,
@@ -112,8 +113,10 @@ class _SplineEstimator(SplineReport):
 
     def _size_by_cv(self, data: TrainingData, target: Array, omega: Array | None) -> int:
         """Size with the least squared error out of fold; every fold selects and prunes its own terms."""
-        kind = KFold if data.codes is None else StratifiedKFold
-        folds = kind(self.cv, shuffle=True, random_state=self.random_state)
+        folds = check_cv(self.cv, data.codes, classifier=data.codes is not None)
+        if isinstance(self.cv, int):
+            kind = type(folds)
+            folds = kind(self.cv, shuffle=True, random_state=self.random_state)
         X = np.asarray(data.X, dtype=np.float64)
         errors = []
         for train, test in folds.split(X, data.codes):
@@ -125,6 +128,10 @@ class _SplineEstimator(SplineReport):
             errors.append([_error(path, m, design, target[test], held) for m in range(1, path.rss.size + 1)])
         common = min(len(error) for error in errors)
         return int(np.argmin(np.sum([error[:common] for error in errors], axis=0))) + 1
+
+    def _scores(self, rows: Array) -> Array:
+        """Outputs of the network, or of the spline where no network equals it."""
+        return self.network_.scores(rows) if hasattr(self, "network_") else self.spline_(rows)
 
 
 def _path(result: Result) -> PruningPath:
@@ -152,7 +159,7 @@ class SplineRegressor(_SplineEstimator, NetworkRegressor):
     ----------
     max_terms : int, optional
         Largest number of terms before pruning, intercept included; by default 61, or twice the number of
-        features if that is more, at most 201.
+        features if that is more, at most 201. Never more than a quarter of the rows.
     max_degree : int
         Largest number of variables in a term: 1 is additive.
     interaction : {"min", "product"}
@@ -163,14 +170,15 @@ class SplineRegressor(_SplineEstimator, NetworkRegressor):
     minspan, endspan : int, optional
         Least rows between knots, and beyond them. By default Friedman's values.
     tol : float
-        Ends the forward pass after three steps in a row that gain less than this share of the variance.
+        Share of the variance below which the forward pass ends: when so little is left, or after three steps
+        in a row that gained less.
     pruning : {"gcv", "cv", "none"}
         Size by generalised cross-validation; by nested cross-validation, where every fold repeats selection
         and pruning; or all terms.
     penalty : float
         Charge of GCV for each knot. The customary 2 to 3 keeps too many terms of a long forward pass.
-    cv : int
-        Folds for ``pruning="cv"``.
+    cv : int, splitter or iterable of splits
+        Folds for ``pruning="cv"``; an integer shuffles.
     n_jobs : int
         Threads.
     random_state : int, RandomState or None
@@ -219,14 +227,6 @@ class SplineRegressor(_SplineEstimator, NetworkRegressor):
             self.network_ = self.spline_.to_network()
         return self
 
-    def predict(self, X: Any) -> Array:
-        """Predicted targets, shape (n,) or (n, outputs) as in ``fit``."""
-        check_is_fitted(self)
-        if hasattr(self, "network_"):
-            return super().predict(X)
-        out = self.spline_(validate_data(self, X, dtype=(np.float64, np.float32), reset=False))
-        return out[:, 0] if self._one_output else out
-
 
 class SplineClassifier(_SplineEstimator, NetworkClassifier):
     """Classification by a hinge spline with a softmax head, exactly a ReLU network.
@@ -268,7 +268,7 @@ class SplineClassifier(_SplineEstimator, NetworkClassifier):
         tol: float = 1e-5,
         pruning: Pruning = "gcv",
         penalty: float = 6.0,
-        cv: int = 5,
+        cv: Any = 5,
         n_jobs: int = 1,
         random_state: Any = None,
     ) -> None:

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.linalg import solve_triangular
 
 from liftopt.network import Network
 from liftopt.solvers.hinge_basis import HingeBasis
-from liftopt.solvers.pruning import PruningPath
+from liftopt.solvers.pruning import PruningPath, gcv
 from liftopt.spline_network import spline_network
 
 Array = npt.NDArray[Any]
@@ -73,3 +74,37 @@ class Spline:
         gram = scaled.T @ scaled
         mean = gram[0]
         return mean, gram - np.outer(mean, mean)
+
+    @property
+    def deletion_rise(self) -> Array:
+        """Relative rise (terms,) of the residual sum of squares when one term goes and the rest is refitted."""
+        keep = np.array([self.full_basis.terms.index(term) for term in self.basis.terms])
+        coefficients, factor = self.path.fit(keep)
+        inverse = solve_triangular(factor, np.eye(len(keep)))
+        rise = (coefficients**2).sum(axis=1) / (inverse**2).sum(axis=1)
+        return rise / max(self.rss, np.finfo(float).tiny)
+
+    @property
+    def rss(self) -> float:
+        """Residual sum of squares of the least-squares fit, of the scaled target."""
+        return float(self.path.rss[len(self.basis) - 1])
+
+    @property
+    def r2(self) -> float:
+        """Share of the variance explained on the training rows by the least-squares fit."""
+        return 1.0 - self.rss / max(float(self.path.rss[0]), np.finfo(float).tiny)
+
+    @property
+    def gcv_r2(self) -> float:
+        """As :attr:`r2` by generalised cross-validation."""
+        score = self.path.gcv(self.n_samples, self.penalty)
+        return 1.0 - float(score[len(self.basis) - 1] / max(score[0], np.finfo(float).tiny))
+
+    def gcv_without(self, members: list[int]) -> float:
+        """GCV with the terms ``members`` deleted and the rest refitted (scaled target)."""
+        keep = [self.full_basis.terms.index(term) for term in self.basis.terms]
+        left = np.array([index for position, index in enumerate(keep) if position not in members])
+        coefficients, _ = self.path.fit(left)
+        explained = np.sum((self.path.factor[:, left] @ coefficients) ** 2)
+        rss = self.path.rss[-1] + np.sum(self.path.projections**2) - explained
+        return float(gcv(rss, left.size, self.n_samples, self.penalty))

@@ -148,7 +148,7 @@ def select_hinges(
         Bring up to date only the parents whose last known gain could win. False updates all of them in every
         step, which costs more and changes the choice rarely.
     tol : float
-        Stop after three steps in a row that lower RSS by less than ``tol`` times its start.
+        Stop when RSS falls below ``tol`` times its start, or after three steps in a row that gain less.
     n_jobs : int
         Threads that share the variables of a sweep.
 
@@ -232,8 +232,12 @@ def _run(search: _Search, capacity: int, tol: float) -> tuple[float, list[Record
     history: list[Record] = []
     idle = 0
     while search.size < capacity:
-        if rss <= 1e-14 * total:
-            return total, history, "the fit is exact"
+        if rss <= max(tol, 1e-14) * total:
+            return (
+                total,
+                history,
+                f"the residual is below {max(tol, 1e-14):g} of the start; lower tol to go on",
+            )
         bank = _winner(search)
         if bank is None:
             return total, history, "no admissible candidate is left"
@@ -256,7 +260,7 @@ def _winner(search: _Search) -> _Bank | None:
         top = max((bank.gain for bank in search.banks), default=0.0)
         if top <= 0.0:
             return None
-        bank = next(bank for bank in search.banks if bank.gain >= top * (1 - 1e-9))
+        bank = next(bank for bank in search.banks if bank.gain >= top * (1 - kernels.TIE))
         if bank.seen == search.size:
             return bank
         _refresh(search, bank)

@@ -28,6 +28,7 @@ Array = npt.NDArray[Any]
 _compiled = njit(cache=True, nogil=True, error_model="numpy")
 
 _CELLS = 1024
+TIE = 1e-6  # gains closer than this, relatively, are equal to rounding once columns are nearly dependent
 
 
 class Grid(NamedTuple):
@@ -300,7 +301,7 @@ def best_candidate(
     ``alpha`` (V, 2, K, R) and ``beta`` (V, 2, K) are inner products with the residual and squared norms, both
     after projection off the model; ``gamma`` (V, K) is the inner product of a hinge and its mirror image. A
     candidate whose ``beta`` is at most ``floor`` lies in the span of the model or is not admissible. Ties
-    within 1e-9 go to the first in the order (variable, knot, up before down).
+    within ``TIE`` go to the first in the order (variable, knot, up before down).
     """
     best, position, side, knot = 0.0, -1, 0, 0
     for t in range(beta.shape[0]):
@@ -321,7 +322,7 @@ def best_candidate(
                 determinant = up * down - gamma[t, k] ** 2
                 if determinant > tol * up * down:
                     gain = (up2 * down - 2 * cross * gamma[t, k] + down2 * up) / determinant
-            if gain > best * (1 + 1e-9):
+            if gain > best * (1 + TIE):
                 best, position, knot = gain, t, k
-                side = 1 if gain_down > gain_up * (1 + 1e-9) else 0
+                side = 1 if gain_down > gain_up * (1 + TIE) else 0
     return best, position, side, knot

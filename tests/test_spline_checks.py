@@ -9,7 +9,7 @@ from liftopt import SplineClassifier, SplineRegressor
         SplineRegressor(max_degree=2),
         SplineRegressor(max_degree=2, interaction="product"),
         SplineClassifier(),
-        SplineClassifier(max_degree=2),
+        SplineClassifier(max_degree=2, pruning="cv", cv=3),
     ]
 )
 def test_scikit_learn_contract(estimator, check):
