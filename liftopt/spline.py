@@ -2,19 +2,19 @@
 
     f(x) = c_0 + sum_m c_m B_m(x),      B_m = min of hinges (s (x_j - t))+ of different variables,
 
-minimises the squared error over terms and coefficients: forward selection (:func:`liftopt.solvers.select_hinges`),
-backward pruning (:func:`liftopt.solvers.prune_terms`), size by generalised or by nested cross-validation. The
-minimum keeps f continuous and piecewise linear, so that the network of :mod:`liftopt.spline_network` equals it
-everywhere. A classifier selects the terms by least squares on scaled class indicators, as flexible discriminant
-analysis does, and refits the coefficients by convex softmax regression. Knots can be refined afterwards by
-variable projection, the whole network by gradient epochs.
+minimises the squared error over terms and coefficients: forward selection
+(:func:`liftopt.solvers.select_hinges`), backward pruning (:func:`liftopt.solvers.prune_terms`), size by
+generalised or by nested cross-validation. The minimum keeps f continuous and piecewise linear, so that the
+network of :mod:`liftopt.spline_network` equals it everywhere. A classifier selects the terms by least squares on
+scaled class indicators, as flexible discriminant analysis does, and refits the coefficients by convex softmax
+regression.
 
 References
 ----------
 Friedman, "Multivariate adaptive regression splines", Annals of Statistics 1991; Hastie, Tibshirani, Buja,
-"Flexible discriminant analysis by optimal scoring", JASA 1994; Mo, Zheng, Wang, Wang, Schewe, "Exploiting spline
-models for the training of fully connected layers in neural network", arXiv 2102.06554 (the idea; the construction
-here is our own).
+"Flexible discriminant analysis by optimal scoring", JASA 1994; Mo, Zheng, Wang, Wang, Schewe, "Exploiting
+spline models for the training of fully connected layers in neural network", arXiv 2102.06554 (the idea of its
+abstract; the construction here is our own).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from liftopt.spline_report import SplineReport
 Array = npt.NDArray[Any]
 Pruning = Literal["gcv", "cv", "none"]
 
-_DEFAULT_TERMS = (61, 201)
+_DEFAULT_TERMS = (121, 241)
 
 
 class _SplineEstimator(SplineReport):
@@ -48,7 +48,7 @@ class _SplineEstimator(SplineReport):
         self,
         *,
         max_terms: int | None = None,
-        max_degree: int = 1,
+        max_degree: int = 2,
         interaction: Interaction = "min",
         max_knots: int | None = 64,
         minspan: int | None = None,
@@ -158,8 +158,8 @@ class SplineRegressor(_SplineEstimator, NetworkRegressor):
     Parameters
     ----------
     max_terms : int, optional
-        Largest number of terms before pruning, intercept included; by default 61, or twice the number of
-        features if that is more, at most 201. Never more than a quarter of the rows.
+        Largest number of terms before pruning, intercept included; by default 121, or twice the number of
+        features if that is more, at most 241. Never more than a quarter of the rows.
     max_degree : int
         Largest number of variables in a term: 1 is additive.
     interaction : {"min", "product"}
@@ -196,9 +196,10 @@ class SplineRegressor(_SplineEstimator, NetworkRegressor):
 
     Notes
     -----
-    Missing values are refused: impute them in a pipeline, e.g. ``make_pipeline(SimpleImputer(add_indicator=True),
-    SplineRegressor())``; encode categories with ``OneHotEncoder``. Integer ``sample_weight`` counts repetitions;
-    other weights are scaled to mean one. O(n d M + n M^2) time for degree 1, O(n d M^2) for more, M terms.
+    Missing values are refused: impute them in a pipeline, for instance
+    ``make_pipeline(SimpleImputer(add_indicator=True), SplineRegressor())``; encode categories with
+    ``OneHotEncoder``. Integer ``sample_weight`` counts repetitions; other weights are scaled to mean one.
+    O(n d M + n M^2) time for degree 1, O(n d M^2) for more, M terms.
 
     References
     ----------
@@ -260,7 +261,7 @@ class SplineClassifier(_SplineEstimator, NetworkClassifier):
         *,
         alpha: float = 1e-3,
         max_terms: int | None = None,
-        max_degree: int = 1,
+        max_degree: int = 2,
         interaction: Interaction = "min",
         max_knots: int | None = 64,
         minspan: int | None = None,

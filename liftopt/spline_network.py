@@ -1,8 +1,8 @@
 """Exact conversion of a continuous piecewise-linear spline to a fully connected ReLU network.
 
-Layer 0 holds the distinct hinges ``(s (x_j - t))+``; a linear term takes two units. For hinges h_1, ..., h_k >= 0,
+Layer 0 holds the distinct hinges ``(s (x_j - t))+``; a linear term takes two units. For hinges h_1, ..., h_k,
 
-    m_i = min(h_1, ..., h_i) = m_{i-1} - (m_{i-1} - h_i)+ ,     min(h_1, ..., h_k) = h_1 - sum_i (m_{i-1} - h_i)+ ,
+    m_i = min(h_1, ..., h_i) = m_{i-1} - (m_{i-1} - h_i)+ ,    m_k = h_1 - sum_i (m_{i-1} - h_i)+ ,
 
 so every further hinge of a term costs one unit in one more layer; minima that are still needed are
 non-negative and pass through a unit unchanged. What the finished units add to the outputs travels on as
@@ -47,7 +47,8 @@ def spline_network(
     """
     if not basis.is_piecewise_linear:
         raise ValueError(
-            "a product of hinges is not piecewise linear and has no exact ReLU form: fit with interaction='min'"
+            "a product of hinges is not piecewise linear and has no exact ReLU form: "
+            "fit with interaction='min'"
         )
     terms = list(zip(basis.terms[1:], coefficients[1:], strict=True))
     weights, biases = [], []

@@ -4,21 +4,21 @@ Minimises ``sum_i omega_i ||y_i - f(x_i)||^2`` greedily over
 
     f(x) = c_0 + sum_m c_m B_m(x),      B_m = min (or product) of hinges (s (x_j - t))+ of different variables.
 
-Each step multiplies a term of the model, the parent, with one hinge and its mirror image: every variable, knot
+Each step combines a term of the model, the parent, with one hinge and its mirror image: every variable, knot
 and sign is tried, and the pair that lowers the residual sum of squares (RSS) most joins. The candidates of a
-parent form a bank, which stores, for every candidate column h projected off the model,
+parent form a bank. It stores, for every candidate column h projected off the model,
 
     alpha = <E, h>,    beta = ||h||^2 - sum_m <Q_m, h>^2,    gamma = <h_up, h_down>
 
 (E the residual, Q the orthonormalised terms). A new column changes them by its own inner products only: one
-sweep over the rows (:mod:`~liftopt.solvers.hinge_kernels`), all knots of a variable at once. Banks are brought
-up to date lazily, in the order of their last known gain.
+sweep over the rows (:mod:`~liftopt.solvers.hinge_kernels`), all knots of a variable at once. Banks are
+brought up to date lazily, in the order of their last known gain.
 
 References
 ----------
-Friedman, "Multivariate adaptive regression splines", Annals of Statistics 1991; Friedman, "Fast MARS", Stanford
-technical report 110, 1993; Xu, Huang, Wang, "Identification of nonlinear dynamic systems using adaptive hinging
-hyperplanes", 2009 (the minimum in place of the product).
+Friedman, "Multivariate adaptive regression splines", Annals of Statistics 1991; Friedman, "Fast MARS",
+Stanford technical report 110, 1993; Xu, Huang, Wang, "Identification of nonlinear dynamic systems using
+adaptive hinging hyperplanes", 2009 (the minimum in place of the product).
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ Interaction = Literal["min", "product"]
 
 _DEPENDENT = 1e-4  # squared sine below which a column counts as lying in the span of the model
 _REORTHOGONALISE = 1e-2  # squared sine below which one Gram-Schmidt pass loses more than a digit
+_CANCELLED = 1e-10  # share of its summands below which a difference of squares is rounding error
 _PATIENCE = 3
+_SHORTER = 0.8  # a longer term must gain more: the data hold many more of them to choose from
 
 
 @dataclass(eq=False)
@@ -140,13 +142,13 @@ def select_hinges(
     max_knots : int or None
         Knots tried per variable, at evenly spaced ranks; None tries every value. Sums at the knots are exact.
     minspan, endspan : int or None
-        Least rows between two knots and between a knot and either end of the data (and on either side of a knot
-        within the support of a parent). None takes Friedman's values for a run of noise at level 0.05.
+        Least rows between two knots, and between a knot and either end of the data (or, within the support of a
+        parent, on either side of the knot). None takes Friedman's values for a run of noise at level 0.05.
     pairs : bool
         Judge a hinge together with its mirror image; otherwise alone, adding one term a step.
     lazy : bool
         Bring up to date only the parents whose last known gain could win. False updates all of them in every
-        step, which costs more and changes the choice rarely.
+        step, which costs more and rarely changes the choice.
     tol : float
         Stop when RSS falls below ``tol`` times its start, or after three steps in a row that gain less.
     n_jobs : int
@@ -156,11 +158,11 @@ def select_hinges(
     -------
     Result
         ``x`` is the :class:`HingeBasis`, ``objective`` the RSS, ``history`` one record a step, ``message`` the
-        reason for stopping; ``status`` is ``exhausted``, as for every heuristic. ``info`` holds ``factor``
-        (terms, terms), upper triangular with ``B' Omega B = factor' factor``, ``projections`` (terms, R) with
+        reason for stopping; ``status`` is ``exhausted``: the search is greedy. ``info`` holds ``factor`` (terms,
+        terms), upper triangular with ``B' Omega B = factor' factor``, ``projections`` (terms, R) with
         ``factor c = projections`` for the least-squares coefficients c, and ``total``, RSS of the intercept.
-        ``residuals["stationarity"]`` is the largest inner product of the residual with an orthonormalised term,
-        relative to ``sqrt(total)``.
+        ``residuals["stationarity"]`` is the largest inner product of the residual with an orthonormalised
+        term, relative to ``sqrt(total)``.
 
     Raises
     ------
@@ -169,8 +171,8 @@ def select_hinges(
 
     Notes
     -----
-    O(n d M + n M^2) time for degree 1, O(n d M^2) for more, M terms; memory 8 n M + 9 n d bytes beside the data,
-    and for ``"min"`` of degree > 1 up to 2 n d M bytes more.
+    O(n d M + n M^2) time for degree 1, O(n d M^2) for more, M terms. Memory beside the data: 8 n M + 9 n d
+    bytes, and for ``"min"`` of degree > 1 up to 2 n d M bytes more.
     """
     start = time.perf_counter()
     X = as_finite("X", X, ndim=2)
@@ -257,10 +259,13 @@ def _winner(search: _Search) -> _Bank | None:
         for bank in search.banks:
             _refresh(search, bank)
     while True:
-        top = max((bank.gain for bank in search.banks), default=0.0)
+        worth = [bank.gain * _SHORTER ** len(bank.hinges) for bank in search.banks]
+        top = max(worth, default=0.0)
         if top <= 0.0:
             return None
-        bank = next(bank for bank in search.banks if bank.gain >= top * (1 - kernels.TIE))
+        bank = next(
+            bank for bank, value in zip(search.banks, worth, strict=True) if value >= top * (1 - kernels.TIE)
+        )
         if bank.seen == search.size:
             return bank
         _refresh(search, bank)
@@ -353,10 +358,11 @@ def _open(search: _Search, hinges: tuple[Hinge, ...], rows: Array, parent: Array
         shifted = kernels.shifted_bins(rows, parent, grid, variables)
         weight = np.sqrt(omega)
         norms = kernels.squared_norms(rows, omega, grid, variables)
+        summands = norms.copy()
         kernels.subtract_capped(rows, omega, grid, variables, parent, shifted, norms)
     else:
         weight = np.sqrt(omega) * parent
-        norms = kernels.squared_norms(rows, weight**2, grid, variables)
+        norms = summands = kernels.squared_norms(rows, weight**2, grid, variables)
     bank = _Bank(
         hinges,
         rows,
@@ -376,7 +382,7 @@ def _open(search: _Search, hinges: tuple[Hinge, ...], rows: Array, parent: Array
     bank.alpha = _project(search, bank, search.residual)
     bank.beta = norms - mean**2
     bank.gamma = -mean[:, 0] * mean[:, 1]
-    bank.floor = np.maximum(_DEPENDENT * bank.beta, 1e-10 * norms)
+    bank.floor = np.maximum(_DEPENDENT * bank.beta, _CANCELLED * summands)
     bank.floor[_barred(search, bank)] = np.inf
     if not hinges:
         bank.swept.append(first)

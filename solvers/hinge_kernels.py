@@ -1,6 +1,6 @@
 """Compiled sweeps of :mod:`liftopt.solvers.hinge`: inner products with every hinge of a variable at once.
 
-A variable ``x`` has knots ``T_0 < ... < T_{K-1}``; row i lies in bin ``b_i = #{k : T_k < x_i}`` at the
+A variable ``x`` has knots ``T_0 < ... < T_{K-1}``; row i lies in bin ``b_i = #{k : T_k <= x_i}`` at the
 offset ``r_i = x_i - T_{max(b_i - 1, 0)}``. For a vector ``u`` the bin sums of ``u_i`` and ``u_i r_i`` give,
 by one recursion from either end,
 
@@ -172,15 +172,15 @@ def _shifted_offsets(rows: Array, parent: Array, grid: Grid, j: int, side: int, 
 
 @_compiled
 def locate(x: Array, T: Array, bins: Array) -> None:
-    """``bins[i] = #{k : T_k < x_i}`` for increasing ``T``, through a table of evenly spaced cells."""
+    """``bins[i] = #{k : T_k <= x_i}`` for increasing ``T``, through a table of evenly spaced cells."""
     span = T[-1] - T[0]
     rate = _CELLS / span if span > 0.0 else 0.0
     table = np.searchsorted(T, T[0] + span / _CELLS * np.arange(_CELLS))
     for i in range(x.size):
         b = table[int(min(max((x[i] - T[0]) * rate, 0.0), _CELLS - 1.0))]
-        while b > 0 and T[b - 1] >= x[i]:
+        while b > 0 and T[b - 1] > x[i]:
             b -= 1
-        while b < T.size and T[b] < x[i]:
+        while b < T.size and T[b] <= x[i]:
             b += 1
         bins[i] = b
 
@@ -278,16 +278,19 @@ def subtract_capped(
 
 @_compiled
 def support_weight(rows: Array, omega: Array, grid: Grid, variables: Array) -> Array:
-    """Weight (V, 2, K) of the support above each knot, and at or below it."""
+    """Weight (V, 2, K) of the support strictly above and strictly below each knot."""
     out = np.zeros((variables.size, 2, grid.knots.shape[1]))
     for t in range(variables.size):
         j = variables[t]
         K = grid.counts[j]
-        held = np.zeros(K + 1)
+        held, on_knot = np.zeros(K + 1), np.zeros(K + 1)
         for s in range(rows.size):
-            held[np.intp(grid.bins[j, rows[s]])] += omega[s]
+            b = np.intp(grid.bins[j, rows[s]])
+            held[b] += omega[s]
+            if grid.offsets[j, rows[s]] == 0.0:
+                on_knot[b] += omega[s]
         below = np.cumsum(held)
-        out[t, 0, :K] = below[K] - below[:K]
+        out[t, 0, :K] = below[K] - below[:K] - on_knot[1:]
         out[t, 1, :K] = below[:K]
     return out
 
