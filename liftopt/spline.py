@@ -5,8 +5,8 @@
 minimises the squared error over terms and coefficients: forward selection
 (:func:`liftopt.solvers.select_hinges`), backward pruning (:func:`liftopt.solvers.prune_terms`), size by
 generalised or by nested cross-validation. The minimum keeps f continuous and piecewise linear, so that the
-network of :mod:`liftopt.spline_network` equals it everywhere. A classifier selects the terms by least squares on
-scaled class indicators, as flexible discriminant analysis does, and refits the coefficients by convex softmax
+network of :mod:`liftopt.spline_network` equals it everywhere. A classifier selects the terms by least squares
+on scaled class indicators, as flexible discriminant analysis does, and refits the coefficients by softmax
 regression.
 
 References

@@ -1,4 +1,4 @@
-"""The fitted spline as a value: terms, coefficients, and the triangular factor that answers questions about it."""
+"""The fitted spline as a value: terms, coefficients, and the triangular factor that describes them."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Spline:
 
     @property
     def deletion_rise(self) -> Array:
-        """Relative rise (terms,) of the residual sum of squares when one term goes and the rest is refitted."""
+        """Relative rise (terms,) of the residual sum of squares when one term goes, the rest refitted."""
         keep = np.array([self.full_basis.terms.index(term) for term in self.basis.terms])
         coefficients, factor = self.path.fit(keep)
         inverse = solve_triangular(factor, np.eye(len(keep)))

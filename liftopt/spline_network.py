@@ -56,7 +56,7 @@ def spline_network(
         weight, bias, values = _first_layer(basis)
         weights.append(weight)
         biases.append(bias)
-        carried = sum(np.outer(values[term[:1]], c) for term, c in terms)
+        carried = np.sum([np.outer(values[term[:1]], c) for term, c in terms], axis=0)
         for level in range(1, basis.degree):
             weight, values, carried = _next_layer(terms, level, values, carried)
             weights.append(weight)
@@ -97,10 +97,10 @@ def _first_layer(basis: HingeBasis) -> tuple[Array, Array, dict[Term, Array]]:
 def _next_layer(
     terms: list[tuple[Term, Array]], level: int, values: dict[Term, Array], carried: Array
 ) -> tuple[Array, dict[Term, Array], Array]:
-    """Fold the hinge number ``level`` of every term into its minimum.
+    """Fold hinge ``level`` of every term into its minimum; returns the weight, and both arguments above it.
 
-    ``values`` expresses partial minima and pending hinges by the units below, ``carried`` (units, outputs) what
-    the finished units add to the outputs; both are returned for the new units.
+    ``values`` expresses partial minima and pending hinges by the units below, ``carried`` (units, outputs)
+    what the finished units add to the outputs.
     """
     longer = [term for term, _ in terms if len(term) > level]
     folded = list(dict.fromkeys(term[: level + 1] for term in longer))

@@ -22,7 +22,7 @@ Array = npt.NDArray[Any]
 
 
 def partial_dependence(spline: Spline, X: Array, variable: int, grid: Array) -> Array:
-    """Mean (points, outputs) of ``spline`` over the rows of ``X`` (n, d) with ``variable`` set to each grid point.
+    """Mean (points, outputs) over the rows of ``X`` (n, d) with ``variable`` set to each point of the grid.
 
     O(terms (n log n + points)) instead of one prediction of all rows for every point.
     """
@@ -64,7 +64,7 @@ def breakpoints(spline: Spline, variable: int, low: float, high: float, points: 
 def plot_partial(
     spline: Spline, X: Array, variables: Sequence[int], names: Sequence[str], points: int = 200
 ) -> Any:
-    """One panel a variable: the partial dependence over the range of the data, with a rug of sample values."""
+    """One panel a variable: partial dependence over the range of the data, with a rug of sample values."""
     import matplotlib.pyplot as plt
 
     columns = min(3, len(variables))

@@ -30,8 +30,8 @@ class SplineReport:
     def summary(self) -> str:
         """Table of the terms, strongest first, with model size and quality.
 
-        ``sd`` is the standard deviation of the term's contribution over the training rows, ``rise`` the relative
-        rise of the residual sum of squares when the term is deleted and the rest refitted (scaled targets).
+        ``sd`` is the standard deviation of the term's contribution over the training rows, ``rise`` the
+        relative rise of the residual sum of squares when the term is deleted and the rest refitted.
         """
         check_is_fitted(self)
         spline = self.spline_
@@ -80,8 +80,9 @@ class SplineReport:
     def variable_importance(self, kind: Importance = "gcv") -> Array:
         """Importance (n_features,) over the subsets of the pruning path, from size 2 to the one selected.
 
-        ``"rss"`` sums, over the subsets that use a variable, the fall of the residual sum of squares from the
-        next smaller subset; ``"gcv"`` does so with GCV and may be negative; ``"nsubsets"`` counts the subsets.
+        ``"rss"`` sums, over the subsets that use a variable, the fall of the residual sum of squares from
+        the next smaller subset; ``"gcv"`` does so with GCV and may be negative; ``"nsubsets"`` counts the
+        subsets.
         """
         check_is_fitted(self)
         if kind not in ("gcv", "rss", "nsubsets"):
@@ -98,7 +99,7 @@ class SplineReport:
     def anova(self) -> list[dict[str, Any]]:
         """ANOVA decomposition ``f = c_0 + sum_S f_S`` over sets S of variables, largest share first.
 
-        Each record has the ``variables``, ``n_terms``, ``sd`` of ``f_S`` over the training rows, its covariance
+        Each record has the ``variables``, ``n_terms``, ``sd`` of ``f_S`` over the training rows, its
         ``share`` ``cov(f_S, f) / var(f)`` (shares sum to one; outputs are pooled), and ``gcv_without``: GCV
         with these terms deleted and the rest refitted.
         """

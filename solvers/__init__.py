@@ -3,13 +3,19 @@
 if __name__ != "liftopt.solvers":
     raise ImportError("use liftopt.solvers")
 
+from importlib import import_module as _import_module
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+from typing import Any as _Any
+
 from .affine import AffineMap
 from .box_qp import natural_residual, solve_box_qp
+from .hinge_basis import Hinge, HingeBasis
 from .least_squares import solve_reduced_rank_ridge, solve_ridge, solve_ridge_moments
 from .linear_system import SpdFactor, factor_spd
 from .margin import solve_margin
 from .matching import solve_matching
 from .moments import Moments, moments, moments_of_chunks, row_chunks, tree_reduce
+from .pruning import PruningPath, prune_terms
 from .result import Measure, Result, Run, SolverError, Status, iterate
 from .ridge_path import RidgePath, ridge_path, ridge_path_moments, solve_ridge_folds, solve_ridge_path
 from .softmax import solve_softmax_regression
@@ -25,11 +31,20 @@ from .targets import (
     squares_above,
 )
 
+if _TYPE_CHECKING:
+    from .hinge import select_hinges
+
+# Solvers whose kernels numba compiles: imported on first use.
+_COMPILED = {"select_hinges": ".hinge"}
+
 __all__ = [
     "Above",
     "AffineMap",
+    "Hinge",
+    "HingeBasis",
     "Measure",
     "Moments",
+    "PruningPath",
     "Result",
     "RidgePath",
     "Run",
@@ -44,9 +59,11 @@ __all__ = [
     "moments_of_chunks",
     "natural_residual",
     "polar_factor",
+    "prune_terms",
     "ridge_path",
     "ridge_path_moments",
     "row_chunks",
+    "select_hinges",
     "solve_box_qp",
     "solve_margin",
     "solve_matching",
@@ -66,3 +83,9 @@ __all__ = [
     "squares_above",
     "tree_reduce",
 ]
+
+
+def __getattr__(name: str) -> _Any:
+    if name not in _COMPILED:
+        raise AttributeError(f"module 'liftopt.solvers' has no attribute {name!r}")
+    return getattr(_import_module(_COMPILED[name], __name__), name)

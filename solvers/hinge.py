@@ -2,7 +2,7 @@
 
 Minimises ``sum_i omega_i ||y_i - f(x_i)||^2`` greedily over
 
-    f(x) = c_0 + sum_m c_m B_m(x),      B_m = min (or product) of hinges (s (x_j - t))+ of different variables.
+    f(x) = c_0 + sum_m c_m B_m(x),    B_m = min (or product) of hinges (s (x_j - t))+ of different variables.
 
 Each step combines a term of the model, the parent, with one hinge and its mirror image: every variable, knot
 and sign is tried, and the pair that lowers the residual sum of squares (RSS) most joins. The candidates of a
@@ -41,7 +41,7 @@ from .validation import as_count, as_finite, as_scalar, as_weights
 Array = npt.NDArray[Any]
 Interaction = Literal["min", "product"]
 
-_DEPENDENT = 1e-4  # squared sine below which a column counts as lying in the span of the model
+_DEPENDENT = 1e-4  # squared sine of the angle to the model below which a column lies in its span
 _REORTHOGONALISE = 1e-2  # squared sine below which one Gram-Schmidt pass loses more than a digit
 _CANCELLED = 1e-10  # share of its summands below which a difference of squares is rounding error
 _PATIENCE = 3
@@ -52,8 +52,8 @@ _SHORTER = 0.8  # a longer term must gain more: the data hold many more of them 
 class _Bank:
     """Candidates grown from one parent: its support, and the statistics of the module docstring.
 
-    ``opened`` terms were in the model when the bank was opened, ``seen`` are projected off. The root bank, whose
-    candidates are the cheapest to test and the dearest to orthogonalise, keeps its inner products in ``swept``.
+    ``opened`` terms were in the model when the bank was opened, ``seen`` are projected off. The root bank,
+    the cheapest to sweep and the dearest to orthogonalise, keeps its inner products in ``swept``.
     """
 
     hinges: tuple[Hinge, ...]
@@ -142,8 +142,8 @@ def select_hinges(
     max_knots : int or None
         Knots tried per variable, at evenly spaced ranks; None tries every value. Sums at the knots are exact.
     minspan, endspan : int or None
-        Least rows between two knots, and between a knot and either end of the data (or, within the support of a
-        parent, on either side of the knot). None takes Friedman's values for a run of noise at level 0.05.
+        Least rows between two knots, and between a knot and either end of the data (or, within the support of
+        a parent, on either side of the knot). None takes Friedman's values for a run of noise at level 0.05.
     pairs : bool
         Judge a hinge together with its mirror image; otherwise alone, adding one term a step.
     lazy : bool
@@ -157,9 +157,9 @@ def select_hinges(
     Returns
     -------
     Result
-        ``x`` is the :class:`HingeBasis`, ``objective`` the RSS, ``history`` one record a step, ``message`` the
-        reason for stopping; ``status`` is ``exhausted``: the search is greedy. ``info`` holds ``factor`` (terms,
-        terms), upper triangular with ``B' Omega B = factor' factor``, ``projections`` (terms, R) with
+        ``x`` is the :class:`HingeBasis`, ``objective`` the RSS, ``history`` one record a step, ``message``
+        the reason for stopping; ``status`` is ``exhausted``: the search is greedy. ``info`` holds ``factor``
+        (terms, terms), upper triangular with ``B' Omega B = factor' factor``, ``projections`` (terms, R) with
         ``factor c = projections`` for the least-squares coefficients c, and ``total``, RSS of the intercept.
         ``residuals["stationarity"]`` is the largest inner product of the residual with an orthonormalised
         term, relative to ``sqrt(total)``.
@@ -386,13 +386,14 @@ def _open(search: _Search, hinges: tuple[Hinge, ...], rows: Array, parent: Array
     bank.floor[_barred(search, bank)] = np.inf
     if not hinges:
         bank.swept.append(first)
+        _rescan(bank, search.pairs)
     search.banks.append(bank)
 
 
 def _barred(search: _Search, bank: _Bank) -> Array:
     """Mask (V, 2, K) of the candidates with too little of the support on either side of their knot."""
     active = kernels.support_weight(bank.rows, search.omega[bank.rows], search.grid, bank.variables)
-    barred = (active < search.min_active).any(axis=1)
+    barred: Array = np.any(active < search.min_active, axis=1)
     # the linear candidate, knot at the minimum, has nothing below it
     barred[:, 0] = active[:, 0, 0] < search.min_active if bank.hinges else False
     return np.broadcast_to(barred[:, None], active.shape)
@@ -421,7 +422,7 @@ def _rescan(bank: _Bank, pairs: bool) -> None:
 
 
 def _project(search: _Search, bank: _Bank, columns: Array) -> Array:
-    """Inner products (V, 2, K, C) of ``columns`` with the bank's candidates, variables shared by the threads."""
+    """Inner products (V, 2, K, C) of ``columns`` with the candidates; threads share the variables."""
     pieces = np.array_split(np.arange(bank.variables.size), min(search.n_chunks, bank.variables.size))
 
     def sweep(piece: Array) -> Array:

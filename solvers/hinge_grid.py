@@ -14,7 +14,7 @@ Array = npt.NDArray[Any]
 
 
 class ScaledGrid(NamedTuple):
-    """``grid`` of standardised variables, their ``scale`` (d,), ``raw_knots`` (d, K) and the end span used."""
+    """``grid`` of standardised variables, their ``scale`` (d,), ``raw_knots`` (d, K), and the end span."""
 
     grid: Grid
     scale: Array
@@ -49,8 +49,10 @@ def make_grid(
     standard = np.full((d, width), np.inf)
     bins = np.zeros((d, n), dtype=np.uint8 if width < 256 else np.int32)
     offsets = np.zeros((d, n))
-    for j in np.flatnonzero(counts):
-        K = counts[j]
+    for j in range(d):
+        K = int(counts[j])
+        if not K:
+            continue
         raw[j, :K] = knots[j]
         # distances from the minimum: exact for a column far from zero
         standard[j, :K] = (knots[j] - knots[j][0]) / scale[j]
@@ -64,9 +66,9 @@ def make_grid(
 def _spread(x: Array, omega: Array) -> float:
     """Weighted standard deviation, safe from overflow; 1 for a constant column."""
     low, high = x.min(), x.max()
-    width = high - low
-    if not np.isfinite(width):
+    if not high / 2 - low / 2 < np.finfo(np.float64).max / 2:
         raise ValueError("a column of X spans more than the largest float: rescale it")
+    width = high - low
     if width <= 0.0:
         return 1.0
     z = (x - low) / width

@@ -41,6 +41,13 @@ class Grid(NamedTuple):
 
 
 @_compiled
+def _lower(bins: Array, i: int) -> Any:
+    """Index of the knot from which row i is measured: the one at or below it, else the first."""
+    b: Any = np.intp(bins[i])
+    return max(b - 1, 0)
+
+
+@_compiled
 def _accumulate(bins: Array, offsets: Array, vectors: Array, sums: Array) -> None:
     """Bin sums (K + 1, 2, C) of ``vectors`` (N, C)."""
     sums[:] = 0.0
@@ -157,7 +164,7 @@ def _shifted(rows: Array, parent: Array, grid: Grid, j: int, side: int) -> Array
     sign = 2.0 * side - 1.0
     for s in range(rows.size):
         i = rows[s]
-        z[s] = grid.knots[j, max(np.intp(grid.bins[j, i]) - 1, 0)] + grid.offsets[j, i] + sign * parent[s]
+        z[s] = grid.knots[j, _lower(grid.bins[j], i)] + grid.offsets[j, i] + sign * parent[s]
     return z
 
 
@@ -166,7 +173,7 @@ def _shifted_offsets(rows: Array, parent: Array, grid: Grid, j: int, side: int, 
     """Offsets of the shifted values from the knot below."""
     r = _shifted(rows, parent, grid, j, side)
     for s in range(rows.size):
-        r[s] -= grid.knots[j, max(np.intp(bins[s]) - 1, 0)]
+        r[s] -= grid.knots[j, _lower(bins, s)]
     return r
 
 
@@ -204,7 +211,7 @@ def hinge_column(rows: Array, grid: Grid, j: int, side: int, knot: int) -> Array
     sign = 1.0 - 2.0 * side
     for s in range(rows.size):
         i = rows[s]
-        x = grid.knots[j, max(np.intp(grid.bins[j, i]) - 1, 0)] - grid.knots[j, knot] + grid.offsets[j, i]
+        x = grid.knots[j, _lower(grid.bins[j], i)] - grid.knots[j, knot] + grid.offsets[j, i]
         h[s] = max(sign * x, 0.0)
     return h
 

@@ -11,8 +11,8 @@ rise, never the intercept. Among the M sizes on the path, GCV chooses the least
 
 References
 ----------
-Friedman, "Multivariate adaptive regression splines", Annals of Statistics 1991; Craven, Wahba, "Smoothing noisy
-data with spline functions", Numerische Mathematik 1979.
+Friedman, "Multivariate adaptive regression splines", Annals of Statistics 1991; Craven, Wahba, "Smoothing
+noisy data with spline functions", Numerische Mathematik 1979.
 """
 
 from __future__ import annotations

@@ -6,8 +6,7 @@ from liftopt import SplineClassifier, SplineRegressor
 @parametrize_with_checks(
     [
         SplineRegressor(),
-        SplineRegressor(max_degree=2),
-        SplineRegressor(max_degree=2, interaction="product"),
+        SplineRegressor(max_degree=1, interaction="product"),
         SplineClassifier(),
         SplineClassifier(max_degree=2, pruning="cv", cv=3),
     ]
