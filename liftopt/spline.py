@@ -189,7 +189,8 @@ class SplineRegressor(_SplineEstimator, NetworkRegressor):
     spline_ : Spline
         The fitted terms and coefficients.
     network_ : Network
-        Equal to the spline to rounding, inside and outside the range of the data. A knot at a variable's
+        Equal to the spline to rounding, inside and outside the range of the data; float32 data give float32
+        weights. A knot at a variable's
         minimum is a linear term, continued as a straight line.
     result_ : Result
         Outcome of the forward pass: trace, reason for stopping.
@@ -225,7 +226,7 @@ class SplineRegressor(_SplineEstimator, NetworkRegressor):
         self.spline_ = self._select(data, (target - centre) / spread).rescaled(spread, centre)
         self.__dict__.pop("network_", None)
         if self.spline_.basis.is_piecewise_linear:
-            self.network_ = self.spline_.to_network()
+            self.network_ = self.spline_.to_network(dtype=data.X.dtype)
         return self
 
 
@@ -292,15 +293,16 @@ class SplineClassifier(_SplineEstimator, NetworkClassifier):
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> SplineClassifier:
         """Fit to ``X`` (n, d) and labels ``y`` (n,)."""
         data = self._check_training_data(X, y, sample_weight)
+        if data.weight is not None:
+            data = data.rows(np.flatnonzero(data.weight))
         target = data.target.astype(np.float64)
         share = np.average(target, axis=0, weights=data.weight)
-        if share.min() <= 0.0:
-            raise ValueError("sample_weight is zero for every row of a class: drop that class")
-        spline = self._select(data, (target - share) / np.sqrt(share))
+        as_scalar("alpha", self.alpha, low=0.0, strict=True)
+        spline = self._select(data, (target - share) / np.sqrt(np.where(share > 0, share, 1.0)))
         self.spline_ = spline.with_coefficients(self._softmax_head(spline.basis, data))
         self.__dict__.pop("network_", None)
         if self.spline_.basis.is_piecewise_linear:
-            self.network_ = self.spline_.to_network(head="softmax")
+            self.network_ = self.spline_.to_network("softmax", dtype=data.X.dtype)
         return self
 
     def _softmax_head(self, basis: HingeBasis, data: TrainingData) -> Array:
@@ -308,14 +310,18 @@ class SplineClassifier(_SplineEstimator, NetworkClassifier):
         design = basis(data.X)[:, 1:]
         omega = _repetitions(data.weight)
         total = float(design.shape[0] if omega is None else omega.sum())
-        if not design.shape[1]:
-            return np.log(np.average(data.target, axis=0, weights=omega))[None].astype(np.float64)
+        share = np.average(data.target.astype(np.float64), axis=0, weights=omega)
+        present = share > 0
+        coefficients = np.zeros((len(basis), share.size))
+        coefficients[0] = np.log(np.maximum(share, np.finfo(np.float64).eps))
+        if not design.shape[1] or present.sum() < 2:
+            return coefficients
         mean = np.average(design, axis=0, weights=omega)
         spread = np.sqrt(np.average((design - mean) ** 2, axis=0, weights=omega))
         design -= mean
         design /= spread
-        head = solve_softmax_regression(
-            design, data.target.astype(np.float64), ridge=self.alpha * total / 2, sample_weight=omega
-        ).x
-        weight = head.weight / spread[:, None]
-        return np.vstack([head.intercept - mean @ weight, weight])
+        target = data.target[:, present].astype(np.float64)
+        head = solve_softmax_regression(design, target, ridge=self.alpha * total / 2, sample_weight=omega).x
+        coefficients[1:, present] = head.weight / spread[:, None]
+        coefficients[0, present] = head.intercept - mean @ coefficients[1:, present]
+        return coefficients

@@ -63,9 +63,14 @@ class Spline:
         """The same terms with other coefficients."""
         return dataclasses.replace(self, coefficients=coefficients)
 
-    def to_network(self, head: str = "identity", metadata: Mapping[str, Any] | None = None) -> Network:
+    def to_network(
+        self,
+        head: str = "identity",
+        metadata: Mapping[str, Any] | None = None,
+        dtype: npt.DTypeLike = np.float64,
+    ) -> Network:
         """The ReLU network equal to the spline; see :func:`liftopt.spline_network.spline_network`."""
-        return spline_network(self.basis, self.coefficients, head, metadata)
+        return spline_network(self.basis, self.coefficients, head, metadata, dtype)
 
     @property
     def moments(self) -> tuple[Array, Array]:

@@ -25,9 +25,13 @@ Term = tuple[Hinge, ...]
 
 
 def spline_network(
-    basis: HingeBasis, coefficients: Array, head: str = "identity", metadata: Mapping[str, Any] | None = None
+    basis: HingeBasis,
+    coefficients: Array,
+    head: str = "identity",
+    metadata: Mapping[str, Any] | None = None,
+    dtype: npt.DTypeLike = np.float64,
 ) -> Network:
-    """Network equal to ``basis(X) @ coefficients``, in float64.
+    """Network equal to ``basis(X) @ coefficients``.
 
     Parameters
     ----------
@@ -39,6 +43,8 @@ def spline_network(
         Activation of the last layer: ``"identity"`` or ``"softmax"``.
     metadata : mapping, optional
         Stored with the network.
+    dtype : float64 or float32
+        Of the weights, which are computed in float64 and rounded once.
 
     Raises
     ------
@@ -63,7 +69,9 @@ def spline_network(
             biases.append(np.zeros(weight.shape[1]))
     else:
         carried = np.zeros((basis.scale.size, coefficients.shape[1]))
-    return dense_network([*weights, carried], [*biases, coefficients[0]], "relu", head, metadata)
+    weights = [weight.astype(dtype) for weight in (*weights, carried)]
+    biases = [bias.astype(dtype) for bias in (*biases, coefficients[0])]
+    return dense_network(weights, biases, "relu", head, metadata)
 
 
 def _first_layer(basis: HingeBasis) -> tuple[Array, Array, dict[Term, Array]]:

@@ -66,7 +66,7 @@ def gcv(rss: npt.ArrayLike, size: npt.ArrayLike, n_samples: float, penalty: floa
     """Generalised cross-validation of models with ``size`` terms, the intercept included."""
     size = np.asarray(size, dtype=np.float64)
     share = (size + penalty * (size - 1) / 2) / n_samples
-    with np.errstate(divide="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore"):
         score = np.asarray(rss) / (n_samples * (1 - share) ** 2)
     return np.where(share < 1, score, np.inf)
 

@@ -150,8 +150,13 @@ def test_classifier_with_products_and_weights():
     assert not hasattr(model, "network_")
     assert model.score(X, y) > 0.95
     np.testing.assert_allclose(model.predict_proba(X).sum(axis=1), 1.0)
-    with pytest.raises(ValueError, match="every row of a class"):
-        SplineClassifier().fit(X, y, (y > 0).astype(float))
+
+
+def test_a_class_without_weight_is_never_predicted():
+    X, y = load_iris(return_X_y=True)
+    model = SplineClassifier().fit(X, y, (y > 0).astype(float))
+    assert set(model.predict(X[y > 0])) == {1, 2}
+    assert model.predict_proba(X[y > 0])[:, 0].max() < 1e-6
 
 
 def test_missing_values_are_refused_with_a_remedy(data):
