@@ -293,8 +293,6 @@ class SplineClassifier(_SplineEstimator, NetworkClassifier):
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> SplineClassifier:
         """Fit to ``X`` (n, d) and labels ``y`` (n,)."""
         data = self._check_training_data(X, y, sample_weight)
-        if data.weight is not None:
-            data = data.rows(np.flatnonzero(data.weight))
         target = data.target.astype(np.float64)
         share = np.average(target, axis=0, weights=data.weight)
         as_scalar("alpha", self.alpha, low=0.0, strict=True)
@@ -307,6 +305,8 @@ class SplineClassifier(_SplineEstimator, NetworkClassifier):
 
     def _softmax_head(self, basis: HingeBasis, data: TrainingData) -> Array:
         """Coefficients (terms, classes) of the softmax regression on the terms."""
+        if data.weight is not None:
+            data = data.rows(np.flatnonzero(data.weight))
         design = basis(data.X)[:, 1:]
         omega = _repetitions(data.weight)
         total = float(design.shape[0] if omega is None else omega.sum())
