@@ -12,7 +12,7 @@ matrix product. Three things make it fast:
   terms shrink with the error, so float32 products suffice, and a few float64 products restart it (iterative
   refinement, but through the kinks of the clip).
 - *A full working set.* Rows that are solved leave and new ones take their places.
-- *rho from a pilot*: a few rows, a few values, the predicted number of iterations decides.
+- *rho from a pilot*: a few rows are solved for a few values, and the number of iterations decides.
 
 The relaxation ``alpha`` converges below 2 and is fastest near 2. The natural residual is evaluated in the
 precision of ``H`` at the points that are returned, and only when ``|x - z|`` announces that it is small.
@@ -35,14 +35,17 @@ from numba import njit
 
 Array = npt.NDArray[Any]
 
-_RELAXATION = 1.9
+_RELAXATION = 1.85
 _WORKING_SET = 512
 _BURST = 2  # iterations between two looks at the rows
 _ROUND_REDUCTION = 3e-4  # what one float32 round may gain before its rounding errors matter
 _ROUND_ITERATIONS = 150
-_PILOT_ROWS = 256
-_PILOT_ITERATIONS = 12  # twice: the change between the two halves gives the rate
+_PILOT_ROWS = (16, 128)  # at least and at most, else one row in _PILOT_SHARE
+_PILOT_SHARE = 64
+_FIRST_RHO = 0.35  # of the mean eigenvalue
+_PILOT_ITERATIONS = 300  # of the first value of rho tried; the others may take twice the best so far
 _MARGIN = 0.7  # of the tolerance, aimed at
+_MAX_QUARTERS = 120  # |log2(rho / first rho)| is at most a quarter of this
 _TINY = 1e-100
 _PER_SLOT = (
     *("rows", "s0", "z", "base", "e", "ds", "t", "product", "lower", "upper"),
@@ -72,11 +75,12 @@ class Batch(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """Scaled solutions (n, d), residuals, objectives and iterations of each row, and the ``rho`` used."""
+    """Scaled solutions (n, d); of each row residual, objective, last ``|x - z|_2``, iterations; ``rho``."""
 
     z: Array
     residual: Array
     objective: Array
+    change: Array
     n_iter: Array
     rho: float
 
@@ -116,19 +120,10 @@ def solve_batched(
         Rows above ``tol`` hold the last point.
     """
     precision = np.dtype(work)
-    rho, ratio = _choose_rho(batch, spectrum, start, tol, precision)
+    precision = np.dtype(work)
+    rho, target = _choose_rho(batch, spectrum, start, tol, precision, deadline)
     active = _WorkingSet(batch, rho, inverse(spectrum, rho).astype(precision), start, tol, max_iter)
-    active.first_target = _MARGIN * tol / ratio
-    slots = active.load(np.arange(active.rows.size))
-    while active.rows.size:
-        while slots.size:
-            slots = active.load(active.look(slots))
-        if perf_counter() > deadline:
-            active.max_iter = 0  # every row is stored as it stands
-            slots = np.flatnonzero(active.rows >= 0)
-        else:
-            slots = active.advance()
-    return active.outcome
+    return active.run(target, deadline)
 
 
 class _WorkingSet:
@@ -141,8 +136,9 @@ class _WorkingSet:
         k, work = min(_WORKING_SET, n), inverse.dtype
         self.batch, self.rho, self.inverse, self.start = batch, rho, inverse, start
         self.tol, self.max_iter, self.first_target = tol, max_iter, 0.0
-        zeros = np.zeros(n)
-        self.outcome = Outcome(np.empty_like(batch.C), zeros.copy(), zeros, np.zeros(n, dtype=np.intp), rho)
+        residual, objective, change = np.zeros((3, n))
+        n_iter = np.zeros(n, dtype=np.intp)
+        self.outcome = Outcome(np.empty_like(batch.C), residual, objective, change, n_iter, rho)
         self.next_row = 0
         self.rows = np.full(k, -1)
         self.s0, self.z = np.zeros((2, k, d), dtype=batch.H.dtype)
@@ -153,6 +149,20 @@ class _WorkingSet:
         )
         self.change, self.target, self.threshold = np.zeros((3, k))
         self.n_iter, self.round_iter = np.zeros((2, k), dtype=np.intp)
+
+    def run(self, first_target: float, deadline: float) -> Outcome:
+        """Iterate until every row is stored; ``first_target`` is the ``|x - z|`` that promises ``tol``."""
+        self.first_target = first_target
+        slots = self.load(np.arange(self.rows.size))
+        while self.rows.size:
+            while slots.size:
+                slots = self.load(self.look(slots))
+            if perf_counter() > deadline:
+                self.max_iter = 0  # every row is stored as it stands
+                slots = np.flatnonzero(self.rows >= 0)
+            else:
+                slots = self.advance()
+        return self.outcome
 
     def load(self, free: Array) -> Array:
         """Fill free slots with waiting rows and return those slots; the rest go idle."""
@@ -187,6 +197,7 @@ class _WorkingSet:
         finished = rows[done]
         outcome.z[finished], outcome.n_iter[finished] = z[done], self.n_iter[slots[done]]
         outcome.residual[finished], outcome.objective[finished] = residual[done], objective[done]
+        outcome.change[finished] = self.change[slots[done]]
         return slots[done]
 
     def advance(self) -> Array:
@@ -238,54 +249,46 @@ def inverse(spectrum: tuple[Array, Array], rho: float) -> Array:
 
 
 def _choose_rho(
-    batch: Batch, spectrum: tuple[Array, Array], start: Array | None, tol: float, work: np.dtype[Any]
+    batch: Batch,
+    spectrum: tuple[Array, Array],
+    start: Array | None,
+    tol: float,
+    work: np.dtype[Any],
+    deadline: float,
 ) -> tuple[float, float]:
-    """The ``rho`` of fewest predicted iterations on a pilot, and there the ratio of residual to ``|x - z|``.
+    """The ``rho`` of fewest iterations on a pilot, and the ``|x - z|`` at which its rows met ``tol``.
 
-    A walk by factors of two downhill from half the mean curvature, then one refinement by ``sqrt(2)``.
+    A walk downhill from a share of the mean curvature, by factors of 2, its square and fourth root.
     """
     n = batch.C.shape[0]
-    rows = np.unique(np.linspace(0, n - 1, min(n, _PILOT_ROWS)).astype(np.intp))
+    count = min(n, int(np.clip(n // _PILOT_SHARE, *_PILOT_ROWS)))
+    rows = np.linspace(0, n - 1, count).astype(np.intp)
     pilot = Batch(batch.H, batch.C[rows], *batch.bounds(rows), batch.scale)
     pilot_start = None if start is None else start[rows]
-    seen: dict[int, tuple[float, float]] = {}
-    centre = 0.5 * float(spectrum[0].mean()) or 1.0
+    centre = _FIRST_RHO * float(spectrum[0].mean()) or 1.0
+    costs: dict[int, float] = {}
+    targets: dict[int, float] = {}
 
-    def cost(half_steps: int) -> float:
-        if half_steps not in seen:
-            rho = centre * 2.0 ** (half_steps / 2)
-            active = _WorkingSet(pilot, rho, inverse(spectrum, rho).astype(work), pilot_start, tol, 1)
-            seen[half_steps] = _predict(active, tol)
-        return seen[half_steps][0]
+    def cost(step: int) -> float:
+        if step not in costs:
+            limit = 2 * int(min(costs.values(), default=_PILOT_ITERATIONS / 2))
+            rho = centre * 2.0 ** (step / 4)
+            matrix = inverse(spectrum, rho).astype(work)
+            outcome = _WorkingSet(pilot, rho, matrix, pilot_start, tol, limit).run(0.0, deadline)
+            excess = np.maximum(np.log10(np.maximum(outcome.residual, _TINY) / tol), 0.0)
+            costs[step] = float(np.mean(outcome.n_iter * (1.0 + excess)))
+            ratio = outcome.residual / np.maximum(outcome.change, _TINY)
+            targets[step] = _MARGIN * tol / max(float(np.quantile(ratio, 0.75)), _TINY)
+        return costs[step]
 
     best = 0
-    for stride in (2, 1):
+    for stride in (4, 2, 1):
         while True:
-            around = min((best - stride, best, best + stride), key=cost)
-            if around == best or abs(around) > 60:
+            around = min((best, best - stride, best + stride), key=cost)
+            if around == best or abs(around) > _MAX_QUARTERS or perf_counter() > deadline:
                 break
             best = around
-    return centre * 2.0 ** (best / 2), seen[best][1]
-
-
-def _predict(active: _WorkingSet, tol: float) -> tuple[float, float]:
-    """Mean iterations to ``tol`` extrapolated from a short run; typical ratio of residual to ``|x - z|``."""
-    slots = active.load(np.arange(active.rows.size))
-    active.tol = -1.0
-    active.look(slots)
-    half = _PILOT_ITERATIONS // _BURST
-    for _ in range(half):
-        active.advance()
-    middle = np.maximum(active.change, _TINY)
-    for _ in range(half):
-        active.advance()
-    last = np.maximum(active.change, _TINY)
-    active.look(slots)
-    residual = np.maximum(active.outcome.residual, _TINY)
-    rate = np.clip((last / middle) ** (1 / _PILOT_ITERATIONS), 1e-3, 1 - 1e-6)
-    needed = 2 * _PILOT_ITERATIONS + np.log(tol / residual) / np.log(rate)
-    ratio = residual[last > _TINY] / last[last > _TINY]
-    return float(needed.mean()), float(np.quantile(ratio, 0.75)) if ratio.size else 1.0
+    return centre * 2.0 ** (best / 4), targets[best]
 
 
 @njit(cache=True, fastmath={"nsz", "nnan"}, inline="always")
