@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from liftopt.activations import ACTIVATIONS, Activation, get_activation
     from liftopt.baseline import BackpropClassifier, BackpropRegressor
     from liftopt.layers import AvgPool2d, Conv2d, Dense, Flatten
+    from liftopt.manifold import ManifoldClassifier, ManifoldRegressor
     from liftopt.network import ModelFileError, Network
     from liftopt.spline import SplineClassifier, SplineRegressor
 
@@ -26,6 +27,8 @@ _EXPORTS = {
     "Conv2d": "liftopt.layers",
     "Dense": "liftopt.layers",
     "Flatten": "liftopt.layers",
+    "ManifoldClassifier": "liftopt.manifold",
+    "ManifoldRegressor": "liftopt.manifold",
     "ModelFileError": "liftopt.network",
     "Network": "liftopt.network",
     "SplineClassifier": "liftopt.spline",
@@ -41,6 +44,8 @@ __all__ = [
     "Conv2d",
     "Dense",
     "Flatten",
+    "ManifoldClassifier",
+    "ManifoldRegressor",
     "ModelFileError",
     "Network",
     "SplineClassifier",

@@ -155,6 +155,8 @@ def holdout_split(
     if not 0.0 <= fraction < 1.0:
         raise ValueError(f"validation_fraction must be in [0, 1), got {fraction!r}")
     n = data.X.shape[0]
+    if fraction == 0.0:  # and no random number is drawn, so that weights equal repetitions
+        return np.arange(n), np.empty(0, dtype=np.intp)
     groups = np.zeros(n, dtype=np.intp) if data.codes is None else data.codes
     order = random_state.permutation(n)
     order = order[np.argsort(groups[order], kind="stable")]

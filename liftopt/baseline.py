@@ -27,15 +27,13 @@ from liftopt.base import (
     initial_network,
     starting_network,
 )
-from liftopt.input_map import InputMap, fit_input_map, fold, reciprocal, standardise, unfold
+from liftopt.input_map import InputMap, fold, make_input_map, reciprocal, standardise, unfold
 from liftopt.layers import Dense
 from liftopt.network import Network
 from liftopt.solvers.result import Callback, Record
 from liftopt.torch_interop import import_torch
 
 Array = npt.NDArray[Any]
-
-_PCA_SHARE = 0.99
 
 
 class _Backprop:
@@ -104,7 +102,7 @@ class _Backprop:
         if data.weight is not None:
             data = data.rows(np.flatnonzero(data.weight > 0))
         train, held_out = self._split(data, random_state)
-        input_map = _fit_map(self.input_map, train, random_state)
+        input_map = make_input_map(self.input_map, train.X, train.weight, random_state)
         target_map = None if train.codes is not None else standardise(train.target, train.weight)
         found = descend(
             self._start(train, input_map, target_map, random_state),
@@ -184,7 +182,7 @@ class BackpropClassifier(_Backprop, NetworkClassifier):
         Weight decay of the optimiser (decoupled for AdamW).
     input_map : {"standardise", "pca"}, mapping or None
         Map of the inputs during training, folded into the first layer. ``"pca"`` is the damped whitening
-        with 99 % of the variance; a mapping holds arguments of
+        of :func:`liftopt.input_map.make_input_map`; a mapping holds arguments of
         :func:`liftopt.input_map.fit_input_map`.
     early_stopping : bool
         Hold out rows, keep the best epoch on them, and stop when it does not improve.
@@ -260,23 +258,6 @@ class BackpropRegressor(_Backprop, NetworkRegressor):
         """
         self._fit(self._check_training_data(X, y, sample_weight))
         return self
-
-
-def _fit_map(
-    spec: str | Mapping[str, Any] | None, data: TrainingData, random_state: np.random.RandomState
-) -> InputMap | None:
-    if spec is None:
-        return None
-    if isinstance(spec, str) and spec == "standardise":
-        return standardise(data.X, data.weight)
-    if isinstance(spec, str) and spec == "pca":
-        spec = {"n_components": _PCA_SHARE}
-    if isinstance(spec, Mapping):
-        return fit_input_map(data.X, sample_weight=data.weight, random_state=random_state, **spec)
-    raise ValueError(
-        "input_map must be 'standardise', 'pca', a mapping of fit_input_map's arguments or None, "
-        f"got {spec!r}"
-    )
 
 
 def _mapped(data: TrainingData, input_map: InputMap | None, target_map: InputMap | None) -> TrainingData:

@@ -12,6 +12,7 @@ that are constant on nearly all rows (the rim of an image).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,9 @@ from liftopt.network import Network
 from liftopt.solvers.validation import as_count, as_scalar
 
 Array = npt.NDArray[Any]
+
+_KEPT_SHARE = 0.9
+_KEPT_WHOLE = 256  # up to this many features nothing is gained by dropping components
 
 _CHUNK_BYTES = 2**20  # rows are centred in a buffer that stays in the cache
 
@@ -43,6 +47,11 @@ class InputMap:
 
     mean: Array
     factor: Array
+
+    @classmethod
+    def identity(cls, features: int) -> InputMap:
+        """The map that changes nothing."""
+        return cls(np.zeros(features), np.ones(features))
 
     @property
     def matrix(self) -> Array:
@@ -70,6 +79,41 @@ class InputMap:
             else:
                 np.matmul(part, factor, out=target)
         return out
+
+
+def make_input_map(
+    spec: str | Mapping[str, Any] | None,
+    X: Array,
+    sample_weight: Array | None = None,
+    random_state: int | np.random.RandomState | None = None,
+) -> InputMap | None:
+    """Input map that an estimator's ``input_map`` parameter stands for.
+
+    Parameters
+    ----------
+    spec : {"standardise", "pca"}, mapping or None
+        ``"pca"`` is the damped whitening with all components of up to 256 features, else 90 % of the
+        variance; a mapping holds arguments of :func:`fit_input_map`; None stands for no map.
+    X, sample_weight, random_state
+        As in :func:`fit_input_map`.
+
+    Raises
+    ------
+    ValueError
+        If ``spec`` is none of these.
+    """
+    if spec is None:
+        return None
+    if isinstance(spec, str) and spec == "standardise":
+        return standardise(X, sample_weight)
+    if isinstance(spec, str) and spec == "pca":
+        spec = {} if X.shape[1] <= _KEPT_WHOLE else {"n_components": _KEPT_SHARE}
+    if isinstance(spec, Mapping):
+        return fit_input_map(X, sample_weight=sample_weight, random_state=random_state, **spec)
+    raise ValueError(
+        "input_map must be 'standardise', 'pca', a mapping of fit_input_map's arguments or None, "
+        f"got {spec!r}"
+    )
 
 
 def standardise(X: Array, sample_weight: Array | None = None) -> InputMap:

@@ -243,8 +243,48 @@ class Flatten:
         return "Flatten"
 
 
-Layer: TypeAlias = Dense | Conv2d | AvgPool2d | Flatten
-LAYERS: Mapping[str, type[Layer]] = {kind.kind: kind for kind in (Dense, Conv2d, AvgPool2d, Flatten)}
+@dataclass(frozen=True, eq=False)
+class Normalize:
+    """Rows scaled to unit Euclidean length; zero rows stay zero."""
+
+    kind: ClassVar[str] = "normalize"
+
+    def linear(self, X: Array) -> Array:
+        """The scaled rows (the name is that of the other layers; the map is not linear)."""
+        length = np.linalg.norm(X, axis=1, keepdims=True)
+        return X / np.where(length > 0, length, 1).astype(X.dtype)
+
+    def __call__(self, X: Array) -> Array:
+        """Same as :meth:`linear`: there is no activation."""
+        return self.linear(X)
+
+    def output_shape(self, shape: Shape) -> Shape:
+        """Shape of one output sample for an input sample of ``shape``."""
+        if len(shape) != 1:
+            raise ValueError(f"Normalize needs rows, got samples of shape {shape}")
+        return shape
+
+    def arrays(self) -> dict[str, Array]:
+        """No arrays."""
+        return {}
+
+    def config(self) -> dict[str, Any]:
+        """JSON-able description."""
+        return {"kind": self.kind}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], arrays: Mapping[str, Array]) -> Normalize:
+        """Inverse of :meth:`config`."""
+        return cls()
+
+    def __str__(self) -> str:
+        return "Normalize"
+
+
+Layer: TypeAlias = Dense | Conv2d | AvgPool2d | Flatten | Normalize
+LAYERS: Mapping[str, type[Layer]] = {
+    kind.kind: kind for kind in (Dense, Conv2d, AvgPool2d, Flatten, Normalize)
+}
 
 
 def _check_parameters(layer: Dense | Conv2d, *, weight_ndim: int, fan_out_axis: int) -> None:

@@ -21,6 +21,12 @@ class Method(NamedTuple):
 METHODS: Mapping[str, Method] = {
     "spline": Method("liftopt.spline", "SplineClassifier", "SplineRegressor"),
     "manifold": Method("liftopt.manifold", "ManifoldClassifier", "ManifoldRegressor"),
+    "manifold_paper": Method(
+        "liftopt.manifold",
+        "ManifoldClassifier",
+        "ManifoldRegressor",
+        {"activation": "sigmoid", "backward": "low_rank", "input_map": None},
+    ),
     "adam": Method("liftopt.baseline", "BackpropClassifier", "BackpropRegressor", {"optimizer": "adam"}),
 }
 

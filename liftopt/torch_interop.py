@@ -19,8 +19,10 @@ from liftopt.activations import (
     SoftThreshold,
     Tanh,
 )
-from liftopt.layers import IDENTITY, AvgPool2d, Conv2d, Dense, Flatten, Layer, Shape
+from liftopt.layers import IDENTITY, AvgPool2d, Conv2d, Dense, Flatten, Layer, Normalize, Shape
 from liftopt.network import Network
+
+_UNIT_ROWS = "UnitRows"
 
 
 def import_torch() -> Any:
@@ -81,6 +83,8 @@ def _modules_of(layer: Layer, nn: Any) -> list[Any]:
         return [nn.Flatten()]
     if isinstance(layer, AvgPool2d):
         return [nn.AvgPool2d(layer.size)]
+    if isinstance(layer, Normalize):
+        return [_unit_rows()]
     torch = import_torch()
     with torch.device("meta"):
         if isinstance(layer, Dense):
@@ -92,6 +96,16 @@ def _modules_of(layer: Layer, nn: Any) -> list[Any]:
     module.weight = nn.Parameter(torch.from_numpy(np.array(weight, order="C")))
     module.bias = nn.Parameter(torch.from_numpy(layer.bias.copy()))
     return [module, *_activation_modules(layer.activation, nn)]
+
+
+def _unit_rows() -> Any:
+    """Module that scales rows to unit length (torch has the function, not the module)."""
+    torch = import_torch()
+
+    def forward(self: Any, rows: Any) -> Any:
+        return torch.nn.functional.normalize(rows, dim=1)
+
+    return type(_UNIT_ROWS, (torch.nn.Module,), {"forward": forward})()
 
 
 def _activation_modules(activation: Activation, nn: Any) -> list[Any]:
@@ -139,6 +153,8 @@ def _activation_of(part: Any, nn: Any) -> Activation | None:
 
 
 def _layer_of(part: Any, nn: Any) -> Layer:
+    if type(part).__name__ == _UNIT_ROWS:
+        return Normalize()
     if isinstance(part, nn.Flatten) and (part.start_dim, part.end_dim) == (1, -1):
         return Flatten()
     if isinstance(part, nn.AvgPool2d) and _is_plain_pool(part):

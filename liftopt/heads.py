@@ -1,0 +1,133 @@
+"""Decision layers on given features, and the temperature that turns their scores into probabilities.
+
+Each head is one block on the last hidden activations: one-sided least squares (margin), ridge regression, or
+the flexible Stiefel support vector machine. What both settings of the manifold method ask for and share
+(:class:`FitPlan`, the scaling of targets) stands here too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import minimize_scalar
+from scipy.special import logsumexp
+
+from liftopt.activations import Activation, Identity, Softmax
+from liftopt.base import TrainingData
+from liftopt.input_map import reciprocal, standardise
+from liftopt.layers import Dense
+from liftopt.solvers.affine import AffineMap
+from liftopt.solvers.least_squares import solve_ridge
+from liftopt.solvers.margin import solve_margin
+from liftopt.solvers.result import Result
+from liftopt.solvers.stiefel_svm import solve_stiefel_svm
+
+Array = npt.NDArray[Any]
+HeadName = Literal["margin", "ridge", "stiefel_svm"]
+
+_MARGIN_TOL = 1e-3
+_REFINING_ROUNDS = 10  # from a start that a descent has already brought close
+_LOG_TEMPERATURE = 6.0
+
+
+class FitPlan(NamedTuple):
+    """What the estimator asks for; see :class:`liftopt.ManifoldClassifier`."""
+
+    backward: str
+    widths: tuple[int, ...]
+    activation: Activation
+    head: HeadName
+    alpha: float | None
+    max_iter: int | None
+    n_iter_no_change: int
+    tol: float
+    validation_fraction: float
+
+
+HEADS: Mapping[str, Callable[..., Result]] = {
+    "margin": partial(solve_margin, tol=_MARGIN_TOL, on_limit="ignore"),
+    "ridge": solve_ridge,
+    "stiefel_svm": partial(solve_stiefel_svm, free_scale=True, on_limit="ignore"),
+}
+
+
+def fit_head(
+    name: str,
+    features: Array,
+    targets: Array,
+    *,
+    alpha: float,
+    relative: bool,
+    sample_weight: Array | None = None,
+    start: AffineMap | None = None,
+) -> AffineMap:
+    """Linear decision layer by the block solver ``name``.
+
+    Parameters
+    ----------
+    name : {"margin", "ridge", "stiefel_svm"}
+        Which block; all but ridge need targets -1 and +1.
+    features : ndarray of shape (n, h)
+        Last hidden activations.
+    targets : ndarray of shape (n, c)
+        Targets.
+    alpha : float
+        Ridge.
+    relative : bool
+        Whether ``alpha`` counts in units of the mean diagonal of the centred Gram matrix of the features.
+    sample_weight : ndarray of shape (n,), optional
+        Non-negative weights.
+    start : AffineMap, optional
+        Head that the margin block refines in at most 10 rounds.
+    """
+    refine = name == "margin" and start is not None
+    settings = {"start": start, "max_iter": _REFINING_ROUNDS} if refine else {}
+    solved = HEADS[name](
+        features, targets, alpha=alpha, relative=relative, sample_weight=sample_weight, **settings
+    )
+    head: AffineMap = solved.x
+    return head
+
+
+def output_layer(head: AffineMap, features: Array, data: TrainingData, centre: Array, spread: Array) -> Dense:
+    """Last layer of the network: softmax at its best temperature, or targets in their own units."""
+    coef, intercept = head
+    if data.codes is None:
+        coef, intercept = coef * spread, intercept * spread + centre
+    else:
+        scale = temperature(head(features), data.codes, data.weight)
+        coef, intercept = coef * scale, intercept * scale
+    kind = data.X.dtype
+    activation = Identity() if data.codes is None else Softmax()
+    return Dense(coef.astype(kind), intercept.astype(kind), activation)
+
+
+def temperature(scores: Array, codes: Array, weight: Array | None = None) -> float:
+    """Scale ``t > 0`` that minimises the mean cross-entropy of ``softmax(t * scores)`` to smoothed labels.
+
+    The own class of a row counts ``(n + 1) / (n + c)``, every other ``1 / (n + c)``: Platt's smoothing for n
+    rows, so that separated scores have a finite minimiser too. A convex problem in one variable.
+    """
+    rows = scores.astype(np.float64)
+    mass, classes = float(codes.size if weight is None else weight.sum()), rows.shape[1]
+    own = rows[np.arange(codes.size), codes]
+    expected = (mass * own + rows.sum(axis=1)) / (mass + classes)
+
+    def cross_entropy(log_scale: float) -> float:
+        scale = np.exp(log_scale)
+        return float(np.average(logsumexp(scale * rows, axis=1) - scale * expected, weights=weight))
+
+    bounds = (-_LOG_TEMPERATURE, _LOG_TEMPERATURE)
+    return float(np.exp(minimize_scalar(cross_entropy, bounds=bounds, method="bounded").x))
+
+
+def target_moments(data: TrainingData) -> tuple[Array, Array]:
+    """Weighted mean and standard deviation of every target; 0 and 1 for classes, 1 for constant targets."""
+    if data.codes is not None:
+        return np.zeros(data.target.shape[1]), np.ones(data.target.shape[1])
+    scaling = standardise(data.target, data.weight)
+    return scaling.mean, np.where(scaling.factor > 0.0, reciprocal(scaling.factor), 1.0)
