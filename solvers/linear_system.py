@@ -77,7 +77,7 @@ def factor_spd(gram: npt.ArrayLike, alpha: float = 0.0) -> SpdFactor:
 def factor_checked(gram: Array, alpha: float) -> SpdFactor:
     """:func:`factor_spd` for a matrix that is known to be symmetric and finite."""
     d = gram.shape[0]
-    scale = float(gram.diagonal().max(initial=0.0)) + alpha
+    scale = float(gram.diagonal().max(initial=0.0)) + alpha or 1.0
     jitter = 0.0
     while True:
         matrix = np.array(gram, dtype=np.float64, order="F")
@@ -90,7 +90,7 @@ def factor_checked(gram: Array, alpha: float) -> SpdFactor:
                 raise ValueError(
                     "gram has a negative eigenvalue beyond rounding: it is no Gram matrix"
                 ) from None
-            jitter = max(10.0 * jitter, 1e-12 * scale, np.finfo(np.float64).tiny)
+            jitter = max(10.0 * jitter, 1e-12 * scale)
             continue
         return SpdFactor(lower, jitter, float(_reciprocal_condition(lower, norm)))
 

@@ -194,13 +194,15 @@ def solve_ridge_path(
     Raises
     ------
     ValueError
-        If a penalty is not positive, the criterion is unknown, or the data are bad.
+        If a penalty is not positive, the criterion is unknown, there is one row only, or the data are bad.
     """
     start = time.perf_counter()
     grid = _as_grid(alphas)
     if criterion not in ("gcv", "loo"):
         raise ValueError(f"criterion must be 'loo' or 'gcv', got {criterion!r}")
     path = ridge_path(X, Y, sample_weight=sample_weight, fit_intercept=fit_intercept)
+    if path.n_rows < 2:
+        raise ValueError("a penalty cannot be chosen from a single row")
     scores = path.gcv(grid) if criterion == "gcv" else path.loo(grid, X, Y, sample_weight)
     return _best(path, grid, scores, start)
 

@@ -183,6 +183,16 @@ def test_reduced_rank_ridge_is_ridge_at_full_rank_and_the_oracle_below():
     assert low.residuals["stationarity"] < 1e-12
 
 
+@pytest.mark.parametrize(("n", "d"), [(5, 3), (3, 5), (1, 1), (1, 4)])
+@pytest.mark.parametrize("alpha", [0.0, 1.0])
+@pytest.mark.parametrize("relative", [False, True])
+def test_constant_features_leave_the_mean(n, d, alpha, relative):
+    Y = np.arange(2.0 * n).reshape(n, 2)
+    result = solve_ridge(np.full((n, d), 7.0), Y, alpha=alpha, relative=relative)
+    np.testing.assert_array_equal(result.x.weight, 0.0)
+    np.testing.assert_allclose(result.x.intercept, Y.mean(axis=0))
+
+
 def test_bad_input_is_named():
     X, Y, _ = make()
     with pytest.raises(ValueError, match="alpha must be a finite number >= 0"):

@@ -121,6 +121,16 @@ def test_separable_data_without_penalty_reach_zero_loss():
     assert result.gap is None
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("alpha", [0.0, 1.0])
+def test_constant_features_leave_the_intercept(method, alpha):
+    Y = np.array([1.0, 1.0, 1.0, -1.0])
+    result = solve_margin(np.full((4, 3), 7.0), Y, alpha=alpha, method=method)
+    # min 3 (1 - b)^2 + (1 + b)^2
+    assert result.objective == pytest.approx(3.0, rel=1e-6)
+    np.testing.assert_allclose(result.x(np.full((1, 3), 7.0)), 0.5, atol=1e-3)
+
+
 def test_budgets_speak_up():
     X, Y, _, _ = make()
     with pytest.warns(ConvergenceWarning, match="increase max_iter or loosen tol"):

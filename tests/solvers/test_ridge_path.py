@@ -129,6 +129,8 @@ def test_bad_input_is_named():
         solve_ridge_path(X, Y, alphas=[np.nan])
     with pytest.raises(ValueError, match="criterion must be 'loo' or 'gcv', got 'aic'"):
         solve_ridge_path(X, Y, alphas=ALPHAS, criterion="aic")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="from a single row"):
+        solve_ridge_path(X[:1], Y[:1], alphas=ALPHAS)
     with pytest.raises(ValueError, match="at least two folds, got 1"):
         solve_ridge_folds([moments(X, Y)], alphas=ALPHAS)
     with pytest.raises(ValueError, match="X holds 200 NaN"):
