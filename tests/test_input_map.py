@@ -7,7 +7,7 @@ from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
 
 from liftopt import AvgPool2d, Dense, Flatten, Network
-from liftopt.input_map import InputMap, fit_input_map, fold, standardise, unfold
+from liftopt.input_map import InputMap, fit_input_map, fold, make_input_map, standardise, unfold
 from liftopt.network import dense_network
 
 
@@ -161,3 +161,24 @@ def test_fold_needs_a_dense_layer():
 def test_bad_parameters_are_named(rng, bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         fit_input_map(rng.normal(size=(10, 3)), **bad)
+
+
+def test_named_maps_are_those_of_the_functions(rng):
+    X = rng.normal(size=(80, 5)) @ rng.normal(size=(5, 5))
+    weight = rng.random(80)
+    expected = {
+        "standardise": standardise(X, weight),
+        "pca": fit_input_map(X, sample_weight=weight),
+        "few": fit_input_map(X, sample_weight=weight, n_components=2),
+    }
+    for name, wanted in expected.items():
+        found = make_input_map({"n_components": 2} if name == "few" else name, X, weight)
+        assert found is not None
+        np.testing.assert_array_equal(found.factor, wanted.factor)
+    assert make_input_map(None, X) is None
+    wide = make_input_map("pca", rng.normal(size=(600, 300)))
+    assert wide is not None
+    assert wide.n_components < 300
+    np.testing.assert_array_equal(InputMap.identity(5).transform(X), X)
+    with pytest.raises(ValueError, match="input_map must be 'standardise', 'pca'"):
+        make_input_map("zca", X)
