@@ -24,7 +24,7 @@ from liftopt import (
     Network,
     get_activation,
 )
-from liftopt.backprop import rate_factor
+from liftopt.backprop import Settings, rate_factor
 from liftopt.input_map import fit_input_map
 
 
@@ -346,3 +346,19 @@ def test_schedules_start_peak_and_end_where_they_say():
     assert rate_factor("one_cycle", 0.25) == 1.0
     for schedule in ("one_cycle", "cosine"):
         assert rate_factor(schedule, 1.0) == pytest.approx(0.0, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "n", "steps"),
+    [
+        ("auto", 1, 1),
+        ("auto", 120, 2),
+        ("auto", 1437, 23),
+        ("auto", 5000, 40),
+        ("auto", 60000, 235),
+        (7, 15, 3),
+    ],
+)
+def test_steps_of_an_epoch(batch_size, n, steps):
+    settings = Settings("adam", 0.01, "one_cycle", batch_size, 1, 0.0, 1, 0.0)
+    assert settings.n_batches(n) == steps
