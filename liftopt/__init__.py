@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from liftopt.layers import AvgPool2d, Conv2d, Dense, Flatten
     from liftopt.manifold import ManifoldClassifier, ManifoldRegressor
     from liftopt.network import ModelFileError, Network
+    from liftopt.packing import FiniteArray
     from liftopt.spline import SplineClassifier, SplineRegressor
+    from liftopt.ternary import TernaryClassifier, TernaryRegressor
 
 # Public names and their modules: imported on first use, so that `import liftopt` stays light.
 _EXPORTS = {
@@ -33,6 +35,9 @@ _EXPORTS = {
     "Network": "liftopt.network",
     "SplineClassifier": "liftopt.spline",
     "SplineRegressor": "liftopt.spline",
+    "FiniteArray": "liftopt.packing",
+    "TernaryClassifier": "liftopt.ternary",
+    "TernaryRegressor": "liftopt.ternary",
 }
 
 __all__ = [
@@ -43,6 +48,7 @@ __all__ = [
     "BackpropRegressor",
     "Conv2d",
     "Dense",
+    "FiniteArray",
     "Flatten",
     "ManifoldClassifier",
     "ManifoldRegressor",
@@ -50,6 +56,8 @@ __all__ = [
     "Network",
     "SplineClassifier",
     "SplineRegressor",
+    "TernaryClassifier",
+    "TernaryRegressor",
     "get_activation",
 ]
 

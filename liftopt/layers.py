@@ -15,6 +15,7 @@ import numpy.typing as npt
 from numpy.lib.stride_tricks import sliding_window_view
 
 from liftopt.activations import Activation, Identity, get_activation
+from liftopt.packing import FiniteArray
 
 Array = npt.NDArray[Any]
 Shape = tuple[int, ...]
@@ -22,31 +23,45 @@ Shape = tuple[int, ...]
 IDENTITY = Identity()
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, init=False)
 class Dense:
     """``activation(X @ weight + bias)``.
 
     Parameters
     ----------
-    weight : ndarray of shape (fan_in, fan_out)
-        Floating point, finite.
+    weight : ndarray of shape (fan_in, fan_out), or FiniteArray of fan_out units
+        Floating point, finite; or packed codes of a finite value set, unpacked where numbers are needed.
     bias : ndarray of shape (fan_out,)
         Same dtype.
     activation : Activation
         From the table in :mod:`liftopt.activations`, or your own.
     """
 
-    weight: Array
+    stored: Array | FiniteArray
     bias: Array
     activation: Activation = IDENTITY
     kind: ClassVar[str] = "dense"
 
-    def __post_init__(self) -> None:
+    def __init__(self, weight: Array | FiniteArray, bias: Array, activation: Activation = IDENTITY) -> None:
+        object.__setattr__(self, "stored", weight)
+        object.__setattr__(self, "bias", bias)
+        object.__setattr__(self, "activation", activation)
         _check_parameters(self, weight_ndim=2, fan_out_axis=1)
+
+    @property
+    def weight(self) -> Array:
+        """The weights as numbers (fan_in, fan_out); packed ones are unpacked at every access."""
+        return self.stored.dense().T if isinstance(self.stored, FiniteArray) else self.stored
+
+    @property
+    def weight_shape(self) -> Shape:
+        """Shape of ``weight``, without unpacking."""
+        shape = self.stored.shape
+        return shape[::-1] if isinstance(self.stored, FiniteArray) else shape
 
     def linear(self, X: Array) -> Array:
         """Pre-activation ``X @ weight + bias``."""
-        out: Array = X @ self.weight
+        out: Array = self.stored.multiply(X) if isinstance(self.stored, FiniteArray) else X @ self.stored
         out += self.bias
         return out
 
@@ -56,36 +71,37 @@ class Dense:
 
     def output_shape(self, shape: Shape) -> Shape:
         """Shape of one output sample for an input sample of ``shape``."""
-        if shape != self.weight.shape[:1]:
-            raise ValueError(f"Dense of fan_in {self.weight.shape[0]} cannot follow samples of shape {shape}")
-        return self.weight.shape[1:]
+        fan_in, fan_out = self.weight_shape
+        if shape != (fan_in,):
+            raise ValueError(f"Dense of fan_in {fan_in} cannot follow samples of shape {shape}")
+        return (fan_out,)
 
     def arrays(self) -> dict[str, Array]:
         """The stored arrays by name."""
-        return {"weight": self.weight, "bias": self.bias}
+        return {**_stored_arrays(self.stored), "bias": self.bias}
 
     def config(self) -> dict[str, Any]:
         """JSON-able description without the arrays."""
-        return {"kind": self.kind, "activation": self.activation.config()}
+        return {"kind": self.kind, "activation": self.activation.config(), **_storage(self.stored)}
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], arrays: Mapping[str, Array]) -> Dense:
         """Inverse of :meth:`config` and :meth:`arrays`."""
-        return cls(arrays["weight"], arrays["bias"], get_activation(config["activation"]))
+        return cls(_restore(config, arrays), arrays["bias"], get_activation(config["activation"]))
 
     def __str__(self) -> str:
-        fan_in, fan_out = self.weight.shape
-        return f"Dense {fan_in} -> {fan_out}, {self.activation}"
+        fan_in, fan_out = self.weight_shape
+        return f"Dense {fan_in} -> {fan_out}, {self.activation}{_describe(self.stored)}"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, init=False)
 class Conv2d:
     """Two-dimensional cross-correlation with bias and activation.
 
     Parameters
     ----------
-    weight : ndarray of shape (channels_out, channels_in, height, width)
-        The kernels.
+    weight : ndarray of shape (channels_out, channels_in, height, width), or FiniteArray of that shape
+        The kernels, as numbers or packed.
     bias : ndarray of shape (channels_out,)
         Same dtype.
     activation : Activation
@@ -94,31 +110,57 @@ class Conv2d:
         Same in both directions; zero padding.
     """
 
-    weight: Array
+    stored: Array | FiniteArray
     bias: Array
     activation: Activation = IDENTITY
     stride: int = 1
     padding: int = 0
     kind: ClassVar[str] = "conv2d"
 
-    def __post_init__(self) -> None:
+    def __init__(
+        self,
+        weight: Array | FiniteArray,
+        bias: Array,
+        activation: Activation = IDENTITY,
+        stride: int = 1,
+        padding: int = 0,
+    ) -> None:
+        given = {
+            "stored": weight,
+            "bias": bias,
+            "activation": activation,
+            "stride": stride,
+            "padding": padding,
+        }
+        for name, value in given.items():
+            object.__setattr__(self, name, value)
         _check_parameters(self, weight_ndim=4, fan_out_axis=0)
         if self.stride < 1 or self.padding < 0:
             raise ValueError(
                 f"Conv2d needs stride >= 1 and padding >= 0, got {self.stride} and {self.padding}"
             )
 
+    @property
+    def weight(self) -> Array:
+        """The kernels as numbers; packed ones are unpacked at every access."""
+        return self.stored.dense() if isinstance(self.stored, FiniteArray) else self.stored
+
+    @property
+    def weight_shape(self) -> Shape:
+        """Shape of ``weight``, without unpacking."""
+        return self.stored.shape
+
     def patches(self, X: Array) -> Array:
         """Receptive fields, shape (n, height_out, width_out, channels_in * height * width)."""
         margin = (self.padding, self.padding)
         padded = np.pad(X, ((0, 0), (0, 0), margin, margin)) if self.padding else X
-        windows = sliding_window_view(padded, self.weight.shape[2:], axis=(2, 3))
+        windows = sliding_window_view(padded, self.weight_shape[2:], axis=(2, 3))
         windows = windows[:, :, :: self.stride, :: self.stride].transpose(0, 2, 3, 1, 4, 5)
         return windows.reshape(*windows.shape[:3], -1)
 
     def linear(self, X: Array) -> Array:
         """Pre-activation, shape (n, channels_out, height_out, width_out)."""
-        kernels = self.weight.reshape(self.weight.shape[0], -1).T
+        kernels = self.weight.reshape(self.weight_shape[0], -1).T
         out = self.patches(X) @ kernels
         out += self.bias
         return out.transpose(0, 3, 1, 2)
@@ -129,7 +171,7 @@ class Conv2d:
 
     def output_shape(self, shape: Shape) -> Shape:
         """Shape of one output sample for an input sample of ``shape``."""
-        channels_out, channels_in, *window = self.weight.shape
+        channels_out, channels_in, *window = self.weight_shape
         if len(shape) != 3 or shape[0] != channels_in:
             raise ValueError(f"Conv2d of {channels_in} input channels cannot follow samples of shape {shape}")
         sides = [
@@ -142,24 +184,26 @@ class Conv2d:
 
     def arrays(self) -> dict[str, Array]:
         """The stored arrays by name."""
-        return {"weight": self.weight, "bias": self.bias}
+        return {**_stored_arrays(self.stored), "bias": self.bias}
 
     def config(self) -> dict[str, Any]:
         """JSON-able description without the arrays."""
         geometry = {"stride": self.stride, "padding": self.padding}
-        return {"kind": self.kind, "activation": self.activation.config(), **geometry}
+        storage = _storage(self.stored)
+        return {"kind": self.kind, "activation": self.activation.config(), **geometry, **storage}
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], arrays: Mapping[str, Array]) -> Conv2d:
         """Inverse of :meth:`config` and :meth:`arrays`."""
         activation = get_activation(config["activation"])
-        return cls(arrays["weight"], arrays["bias"], activation, config["stride"], config["padding"])
+        weight = _restore(config, arrays)
+        return cls(weight, arrays["bias"], activation, config["stride"], config["padding"])
 
     def __str__(self) -> str:
-        channels_out, channels_in, height, width = self.weight.shape
+        channels_out, channels_in, height, width = self.weight_shape
         return (
             f"Conv2d {channels_in} -> {channels_out}, {height}x{width}, "
-            f"stride {self.stride}, padding {self.padding}, {self.activation}"
+            f"stride {self.stride}, padding {self.padding}, {self.activation}{_describe(self.stored)}"
         )
 
 
@@ -287,14 +331,34 @@ LAYERS: Mapping[str, type[Layer]] = {
 }
 
 
+def _stored_arrays(stored: Array | FiniteArray) -> dict[str, Array]:
+    return stored.arrays() if isinstance(stored, FiniteArray) else {"weight": stored}
+
+
+def _storage(stored: Array | FiniteArray) -> dict[str, Any]:
+    return {"storage": stored.config()} if isinstance(stored, FiniteArray) else {}
+
+
+def _restore(config: Mapping[str, Any], arrays: Mapping[str, Array]) -> Array | FiniteArray:
+    return FiniteArray.from_config(config["storage"], arrays) if "storage" in config else arrays["weight"]
+
+
+def _describe(stored: Array | FiniteArray) -> str:
+    if not isinstance(stored, FiniteArray):
+        return ""
+    return f", {stored.values.size} values packed in {stored.packing}"
+
+
 def _check_parameters(layer: Dense | Conv2d, *, weight_ndim: int, fan_out_axis: int) -> None:
     """Refuse shapes that do not fit and non-finite weights, before they can travel."""
-    name, weight, bias = type(layer).__name__, layer.weight, layer.bias
-    if not (isinstance(weight, np.ndarray) and isinstance(bias, np.ndarray)):
-        raise ValueError(f"{name} needs arrays, got {type(weight).__name__} and {type(bias).__name__}")
-    if weight.ndim != weight_ndim or bias.shape != (weight.shape[fan_out_axis],):
-        raise ValueError(f"{name} got weight of shape {weight.shape} with bias of shape {bias.shape}")
-    if weight.dtype != bias.dtype or not np.issubdtype(weight.dtype, np.floating):
-        raise ValueError(f"{name} needs one floating dtype, got {weight.dtype} and {bias.dtype}")
-    if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
+    name, stored, bias = type(layer).__name__, layer.stored, layer.bias
+    if not (isinstance(stored, (np.ndarray, FiniteArray)) and isinstance(bias, np.ndarray)):
+        raise ValueError(f"{name} needs arrays, got {type(stored).__name__} and {type(bias).__name__}")
+    shape = layer.weight_shape
+    if len(shape) != weight_ndim or bias.shape != (shape[fan_out_axis],):
+        raise ValueError(f"{name} got weight of shape {shape} with bias of shape {bias.shape}")
+    if stored.dtype != bias.dtype or not np.issubdtype(stored.dtype, np.floating):
+        raise ValueError(f"{name} needs one floating dtype, got {stored.dtype} and {bias.dtype}")
+    checked = [bias] if isinstance(stored, FiniteArray) else [stored, bias]
+    if not all(np.isfinite(array).all() for array in checked):
         raise ValueError(f"{name} weights hold NaN or infinite entries")

@@ -27,6 +27,7 @@ METHODS: Mapping[str, Method] = {
         "ManifoldRegressor",
         {"activation": "sigmoid", "backward": "low_rank", "input_map": None},
     ),
+    "ternary": Method("liftopt.ternary", "TernaryClassifier", "TernaryRegressor"),
     "adam": Method("liftopt.baseline", "BackpropClassifier", "BackpropRegressor", {"optimizer": "adam"}),
 }
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -80,7 +81,7 @@ class Network:
         if input_shape is None:
             if not isinstance(layers[0], Dense):
                 raise ValueError("input_shape is required when the first layer is not Dense")
-            input_shape = layers[0].weight.shape[:1]
+            input_shape = layers[0].weight_shape[:1]
         object.__setattr__(self, "layers", tuple(layers))
         object.__setattr__(self, "input_shape", tuple(int(side) for side in input_shape))
         object.__setattr__(self, "metadata", dict(metadata or {}))
@@ -103,20 +104,22 @@ class Network:
 
     @property
     def n_parameters(self) -> int:
-        """Number of stored weights and biases."""
-        return sum(array.size for layer in self.layers for array in layer.arrays().values())
+        """Number of weights and biases, however they are stored."""
+        parametric = [layer for layer in self.layers if isinstance(layer, (Dense, Conv2d))]
+        return sum(math.prod(layer.weight_shape) + layer.bias.size for layer in parametric)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the stored arrays."""
+        """Bytes of the stored arrays: packed codes with their value sets and scales, biases."""
         return sum(array.nbytes for layer in self.layers for array in layer.arrays().values())
 
     def astype(self, dtype: npt.DTypeLike) -> Network:
-        """Copy with the weights in ``dtype``."""
-        cast = [
-            type(layer).from_config(layer.config(), {k: a.astype(dtype) for k, a in layer.arrays().items()})
-            for layer in self.layers
-        ]
+        """Copy with weights (or values and scales), biases in ``dtype``; packed codes are shared."""
+        cast = []
+        for layer in self.layers:
+            arrays = layer.arrays()
+            floating = {k: a.astype(dtype) for k, a in arrays.items() if np.issubdtype(a.dtype, np.floating)}
+            cast.append(type(layer).from_config(layer.config(), arrays | floating))
         return Network(cast, self.input_shape, self.metadata)
 
     def __call__(self, X: npt.ArrayLike) -> Array:
@@ -169,7 +172,7 @@ class Network:
     def _chunks(self, n: int) -> list[slice]:
         widest, shape = int(np.prod(self.input_shape)), self.input_shape
         for layer in self.layers:
-            window = layer.weight[0].size if isinstance(layer, Conv2d) else 1
+            window = math.prod(layer.weight_shape[1:]) if isinstance(layer, Conv2d) else 1
             shape = layer.output_shape(shape)
             widest = max(widest, int(np.prod(shape)), window * int(np.prod(shape[1:])))
         size = max(1, _CHUNK_BYTES // (widest * self.dtype.itemsize))

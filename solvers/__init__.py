@@ -9,16 +9,20 @@ from typing import Any as _Any
 
 from .affine import AffineMap
 from .box_qp import natural_residual, solve_box_qp
+from .coordinate import brute_force, search_coordinates
+from .gram_search import search_gram
 from .hinge_basis import Hinge, HingeBasis
 from .least_squares import solve_reduced_rank_ridge, solve_ridge, solve_ridge_moments
 from .linear_system import SpdFactor, factor_spd
 from .margin import solve_margin
 from .matching import solve_matching
 from .moments import Moments, moments, moments_of_chunks, row_chunks, tree_reduce
+from .network_search import DiscreteNetwork, search_network
 from .pruning import PruningPath, prune_terms
 from .result import Measure, Result, Run, SolverError, Status, iterate
 from .ridge_path import RidgePath, ridge_path, ridge_path_moments, solve_ridge_folds, solve_ridge_path
 from .softmax import solve_softmax_regression
+from .softmax_search import DiscreteAffine, SoftmaxSearch, search_softmax
 from .stiefel import polar_factor, solve_procrustes, solve_stiefel_linear
 from .stiefel_quadratic import solve_stiefel_quadratic
 from .stiefel_svm import solve_simplex_weights, solve_stiefel_svm
@@ -30,6 +34,8 @@ from .targets import (
     solve_targets,
     squares_above,
 )
+from .unit_search import Features, Unit, improve_unit
+from .value_sets import FiniteWeights, as_values, quantize
 
 if _TYPE_CHECKING:
     from .hinge import select_hinges
@@ -82,6 +88,20 @@ __all__ = [
     "solve_targets",
     "squares_above",
     "tree_reduce",
+    "DiscreteAffine",
+    "DiscreteNetwork",
+    "Features",
+    "FiniteWeights",
+    "SoftmaxSearch",
+    "Unit",
+    "as_values",
+    "brute_force",
+    "improve_unit",
+    "quantize",
+    "search_coordinates",
+    "search_gram",
+    "search_network",
+    "search_softmax",
 ]
 
 

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LAZY = ("torch", "cvxpy", "osqp", "dask", "distributed", "matplotlib", "numba", "pandas", "rich", "onnx")
 
 # solvers (0) <- values (1) <- methods and what they share (2, every other module) <- comparison (3)
-VALUES = {"activations", "layers", "network"}
+VALUES = {"activations", "layers", "network", "packing", "packed_kernels"}
 COMPARISON = {"cli", "compare", "comparison", "report", "console", "svg", "__main__"}
 
 
