@@ -11,6 +11,7 @@ __version__ = _version("liftopt")
 if TYPE_CHECKING:
     from liftopt.activations import ACTIVATIONS, Activation, get_activation
     from liftopt.baseline import BackpropClassifier, BackpropRegressor
+    from liftopt.fenchel import FenchelClassifier, FenchelRegressor
     from liftopt.layers import AvgPool2d, Conv2d, Dense, Flatten
     from liftopt.manifold import ManifoldClassifier, ManifoldRegressor
     from liftopt.network import ModelFileError, Network
@@ -28,6 +29,8 @@ _EXPORTS = {
     "BackpropRegressor": "liftopt.baseline",
     "Conv2d": "liftopt.layers",
     "Dense": "liftopt.layers",
+    "FenchelClassifier": "liftopt.fenchel",
+    "FenchelRegressor": "liftopt.fenchel",
     "Flatten": "liftopt.layers",
     "ManifoldClassifier": "liftopt.manifold",
     "ManifoldRegressor": "liftopt.manifold",
@@ -49,6 +52,8 @@ __all__ = [
     "Conv2d",
     "Dense",
     "FiniteArray",
+    "FenchelClassifier",
+    "FenchelRegressor",
     "Flatten",
     "ManifoldClassifier",
     "ManifoldRegressor",

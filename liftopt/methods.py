@@ -28,6 +28,7 @@ METHODS: Mapping[str, Method] = {
         {"activation": "sigmoid", "backward": "low_rank", "input_map": None},
     ),
     "ternary": Method("liftopt.ternary", "TernaryClassifier", "TernaryRegressor"),
+    "fenchel": Method("liftopt.fenchel", "FenchelClassifier", "FenchelRegressor"),
     "adam": Method("liftopt.baseline", "BackpropClassifier", "BackpropRegressor", {"optimizer": "adam"}),
 }
 

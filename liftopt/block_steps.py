@@ -1,0 +1,273 @@
+r"""Stochastic block descent on the Fenchel-lifted problem: one alternation a mini-batch, forward-initialised.
+
+For a batch with activations ``V_{l+1} = phi(u_l)``, ``u_l = M(V_l) W_l + b_l``, the blocks are
+
+    V-step   min_V  (lam/2) |V - V_l|^2_{1/phi'} + q_l(V)      one Newton step, last hidden layer first
+    W-step   min_W  sum D(V_{l+1} + R_l, u_l) + (p_l/2) |W - W_l|^2   one gradient step, trust length
+
+``q_l`` is the second-order model of what follows layer l: gradient ``g_l`` and curvature ``G_l G_l'``,
+shared by the batch. Below the head ``G = W F`` with ``F F'`` the mean Hessian of the loss; eliminating the
+V-block of layer l carries it one layer down, ``G_{l-1} = W diag(mean phi') G_l (I + G_l' G_l / lam)^(-1/2)``,
+so the factor keeps as many columns as the network has outputs, and the Newton step needs one small inverse:
+
+    R_l = -phi' * (lam I + G G')^-1 g,      lam (lam I + G G')^-1 = I - G (lam I + G' G)^-1 G'.
+
+The proximal weight of a W-step is set by length: each neuron moves by ``step`` times its share of the initial
+weight norm, relative to the running mean of its gradient norms. The units of data, targets and multipliers
+cancel, and the steps of early layers do not vanish with depth. The penalty D itself is *not* monotone here;
+the forward loss on held-out rows is what is watched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from liftopt.activations import ReLU
+from liftopt.losses import Head
+from liftopt.layers import Conv2d, Dense
+from liftopt.linear_maps import LinearMap
+
+Array = npt.NDArray[Any]
+
+_FACTOR_EVERY = 10  # batches between two refreshes of the shared curvature
+_POOL = 4  # batches of random numbers drawn once and reused with shifts
+
+
+@dataclass
+class Noise:
+    """Random perturbation of the blocks, scaled by ``strength`` in [0, 1]: it regularises.
+
+    Parameters
+    ----------
+    rate : float
+        Share of hidden units held at zero in each batch at full strength.
+    spread : float
+        Standard deviation of the noise on mapped inputs at full strength.
+    random_state : RandomState
+        Source of the pools.
+    strength : float
+        Current level.
+    """
+
+    rate: float
+    spread: float
+    random_state: np.random.RandomState
+    strength: float = 1.0
+
+    def __post_init__(self) -> None:
+        self._pools: dict[tuple[int, ...], Array] = {}
+
+    def jitter(self, Z: Array) -> Array:
+        """``Z`` plus noise, a new array."""
+        spread = Z.dtype.type(self.spread * self.strength)
+        if spread == 0.0 or Z.ndim != 2:
+            return Z
+        noisy = self._draw(Z, normal=True) * spread
+        noisy += Z
+        return noisy
+
+    def kept(self, V: Array) -> Array | None:
+        """Factors for ``V``: 0 for units held at zero, the rest scaled up; None for no change."""
+        rate = self.rate * self.strength
+        if rate == 0.0:
+            return None
+        return (self._draw(V, normal=False) >= rate) * V.dtype.type(1.0 / (1.0 - rate))
+
+    def _draw(self, like: Array, *, normal: bool) -> Array:
+        """Random rows: a shifted view of a pool drawn once, so that a batch costs no generator calls."""
+        rows, width = like.shape
+        key = (rows, width, int(normal))
+        if key not in self._pools:
+            generator = np.random.default_rng(self.random_state.randint(2**31))
+            size = (_POOL * rows * width,)
+            draw = generator.standard_normal if normal else generator.random
+            self._pools[key] = draw(size, dtype=np.float32).astype(like.dtype, copy=False)
+        pool = self._pools[key]
+        start = self.random_state.randint(pool.size - rows * width + 1)
+        return pool[start : start + rows * width].reshape(rows, width)
+
+
+class BlockTrainer:
+    """Weights and biases of a network under stochastic block steps.
+
+    Parameters
+    ----------
+    maps : sequence of LinearMap
+        The layers; their arrays are the start.
+    head : Head
+        Loss of the last pre-activation.
+    multiplier : float
+        Penalty weight ``lam`` of the lifted constraint, relative to one row's loss.
+    dtype : dtype
+        Arithmetic of the steps.
+    alpha : float
+        Ridge on the weights.
+    """
+
+    def __init__(
+        self,
+        maps: Sequence[LinearMap],
+        head: Head,
+        multiplier: float,
+        dtype: npt.DTypeLike,
+        alpha: float = 0.0,
+    ) -> None:
+        self.maps, self.head, self.multiplier, self.alpha = maps, head, multiplier, alpha
+        self.weights = [np.ascontiguousarray(part.weight, dtype=dtype) for part in maps]
+        self.biases = [part.layer.bias.astype(dtype) for part in maps]
+        self._reach = [float(np.linalg.norm(W)) / W.shape[1] ** 0.5 for W in self.weights]
+        self._squares = [np.zeros(W.shape[1]) for W in self.weights]
+        self._steps = 0
+        self._factors: list[tuple[Array, Array] | None] = [None] * len(self.weights)
+        self._buffers: dict[tuple[int, int], Array] = {}
+
+    def state(self) -> list[Array]:
+        """Copies of everything a step changes."""
+        return [array.copy() for array in (*self.weights, *self.biases, *self._squares)]
+
+    def restore(self, state: Sequence[Array], steps: int) -> None:
+        """Return to ``state``, taken after ``steps`` steps."""
+        for array, saved in zip((*self.weights, *self.biases, *self._squares), state, strict=True):
+            array[...] = saved
+        self._steps = steps
+
+    @property
+    def steps(self) -> int:
+        """Block alternations done."""
+        return self._steps
+
+    @property
+    def finite(self) -> bool:
+        """Whether all parameters are finite."""
+        return all(bool(np.isfinite(array).all()) for array in (*self.weights, *self.biases))
+
+    def scores(self, V: Array) -> Array:
+        """Forward pass: the last pre-activation of a batch."""
+        for part, W, b in zip(self.maps, self.weights, self.biases, strict=True):
+            u = part.matrix(V) @ W
+            u += b
+            V = part.output(u if part is self.maps[-1] else part.activation(u))
+        return V
+
+    def step(self, Z: Array, target: Array, weight: Array | None, length: float, noise: Noise) -> None:
+        """One alternation on a batch: forward, V-steps from the last layer down, all W-steps.
+
+        Parameters
+        ----------
+        Z : ndarray of shape (rows, ...)
+            Mapped inputs, images channels last.
+        target : ndarray of shape (rows, outputs)
+            Targets of the head.
+        weight : ndarray of shape (rows,), optional
+            Row weights with mean near 1.
+        length : float
+            Relative length of the W-steps.
+        noise : Noise
+            Perturbation of inputs and hidden units.
+        """
+        inputs, shapes, slopes = self._forward(noise.jitter(Z), noise)
+        signal = self.head.residual(self._scores, target)
+        if weight is not None:
+            signal *= weight[:, None]
+        if self._steps % _FACTOR_EVERY == 0:
+            self._refresh_factors(target, slopes)
+        gradients = self._backward(signal, inputs, shapes, slopes)
+        self._steps += 1
+        for layer, (dW, db) in enumerate(gradients):
+            self._move(layer, dW, db, length)
+
+    def _forward(self, V: Array, noise: Noise) -> tuple[list[Array], list[tuple[int, ...]], list[Array]]:
+        """Layer inputs as matrices, their shapes as batches, and ``phi'`` at the hidden pre-activations."""
+        inputs, shapes, slopes = [], [], []
+        last = len(self.maps) - 1
+        for layer, part in enumerate(self.maps):
+            shapes.append(V.shape)
+            M = part.matrix(V)
+            inputs.append(M)
+            u = np.matmul(M, self.weights[layer], out=self._buffer(layer, M.shape[0]))
+            u += self.biases[layer]
+            if layer == last:
+                self._scores = u
+                break
+            if isinstance(part.activation, ReLU):
+                V, slope = np.maximum(u, 0, out=u), u > 0
+            else:
+                V, slope = part.activation(u), part.activation.derivative(u)
+            kept = noise.kept(V) if isinstance(part.layer, Dense) else None
+            if kept is not None:
+                V *= kept
+                slope = slope * kept
+            slopes.append(slope)
+            V = part.output(V)
+        return inputs, shapes, slopes
+
+    def _backward(
+        self,
+        signal: Array,
+        inputs: list[Array],
+        shapes: list[tuple[int, ...]],
+        slopes: list[Array],
+    ) -> list[tuple[Array, Array]]:
+        """Gradients of all W-blocks at the V-blocks' Newton targets (``signal`` is ``-lam R``)."""
+        gradients: list[tuple[Array, Array]] = []
+        samples = signal.dtype.type(1.0 / signal.shape[0])
+        for layer in range(len(self.maps) - 1, -1, -1):
+            dW = inputs[layer].T @ signal
+            dW *= samples
+            if self.alpha:
+                dW += dW.dtype.type(self.alpha) * self.weights[layer]
+            gradients.append((dW, signal.sum(axis=0) * samples))
+            if layer == 0:
+                break
+            g = signal @ self.weights[layer].T
+            factor = self._factors[layer]
+            if factor is not None:
+                g -= (g @ factor[0]) @ factor[1]
+            g = self.maps[layer].adjoint(g, shapes[layer])
+            signal = g.reshape(-1, self.weights[layer - 1].shape[1])
+            signal *= slopes[layer - 1]
+        return gradients[::-1]
+
+    def _refresh_factors(self, target: Array, slopes: list[Array]) -> None:
+        """Curvature factors of the dense layers above the convolutions, from the head down."""
+        values, vectors = np.linalg.eigh(self.head.curvature(self._scores, target))
+        G = self.weights[-1].astype(np.float64) @ (vectors * np.sqrt(np.maximum(values, 0.0)))
+        eye = self.multiplier * np.eye(G.shape[1])
+        for layer in range(len(self.maps) - 1, 0, -1):
+            inner = eye + G.T @ G
+            dtype = self.weights[layer].dtype
+            self._factors[layer] = G.astype(dtype), np.linalg.solve(inner, G.T).astype(dtype)
+            if layer == 1 or self.maps[layer].before or isinstance(self.maps[layer - 1].layer, Conv2d):
+                break
+            values, vectors = np.linalg.eigh(inner)
+            passed = G @ (vectors * np.sqrt(self.multiplier / values))
+            G = self.weights[layer - 1].astype(np.float64) @ (
+                slopes[layer - 1].mean(axis=0)[:, None] * passed
+            )
+
+    def _move(self, layer: int, dW: Array, db: Array, length: float) -> None:
+        """W-step: every neuron moves by ``length`` relative to the mean of its squared gradients."""
+        square = np.einsum("ij,ij->j", dW, dW).astype(np.float64) + db.astype(np.float64) ** 2
+        mean = self._squares[layer]
+        mean += (square - mean) / self._steps
+        scale = np.maximum(mean, 0.1 * square)
+        rate = np.divide(
+            length * self._reach[layer], np.sqrt(scale), out=np.zeros_like(scale), where=scale > 0
+        )
+        rate = rate.astype(dW.dtype)
+        dW *= rate
+        db = db * rate
+        self.weights[layer] -= dW
+        self.biases[layer] -= db
+
+    def _buffer(self, layer: int, rows: int) -> Array:
+        key = (layer, rows)
+        if key not in self._buffers:
+            W = self.weights[layer]
+            self._buffers[key] = np.empty((rows, W.shape[1]), dtype=W.dtype)
+        return self._buffers[key]

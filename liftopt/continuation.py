@@ -1,0 +1,191 @@
+"""The run around the monotone block descent: stages of the multipliers, a path of ridges, refit of the head.
+
+Every stage minimises one relaxed objective from the last stage's point. The ridge falls along a path, as the
+loss of a strongly regularised network is the easier one; held-out rows say where the path ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from liftopt.losses import CrossEntropy, Squared
+from liftopt.lifted import Blocks, LiftedProblem
+from liftopt.monotone import ORDERS, BlockDescent, Order
+from liftopt.solvers.least_squares import solve_ridge
+from liftopt.solvers.result import Callback, Record
+from liftopt.solvers.softmax import solve_softmax_regression
+
+SCHEDULES = ("fixed", "geometric", "increasing", "augmented")
+_STAGES = 4
+_GROWTH = 2.0
+_REFIT_STEPS = 50
+_PATIENCE = 10
+
+
+@dataclass(frozen=True)
+class Descent:
+    """Settings of :func:`descend_lifted`.
+
+    Parameters
+    ----------
+    multiplier : float
+        Penalty weight of the first hidden layer's constraint.
+    schedule : {"fixed", "geometric", "increasing", "augmented"}
+        The same for all layers; doubled from layer to layer toward the output; in four stages from a quarter
+        of it, doubled at each; or in four stages by dual ascent, growing where the penalty is largest.
+    order : {"parallel", "sequence"}
+        Of the W-blocks.
+    n_jobs : int
+        Threads for parallel W-blocks.
+    max_iter : int
+        Sweeps for every ridge.
+    ridges : tuple of float
+        Weights of the ridge, each started from the last; with held-out rows the path ends where they say so.
+    tol : float
+        Bound on the block residuals (:meth:`LiftedProblem.measure`).
+    """
+
+    multiplier: float
+    schedule: str
+    order: Order
+    n_jobs: int
+    max_iter: int
+    tol: float
+    ridges: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if self.schedule not in SCHEDULES:
+            raise ValueError(
+                f"multiplier_schedule must be one of {', '.join(SCHEDULES)}, got {self.schedule!r}"
+            )
+        if self.order not in ORDERS:
+            raise ValueError(f"order must be one of {', '.join(ORDERS)}, got {self.order!r}")
+
+    @property
+    def stages(self) -> int:
+        """Objectives minimised one after the other."""
+        return min(_STAGES, self.max_iter) if self.schedule in ("increasing", "augmented") else 1
+
+    def start(self, hidden: int) -> tuple[float, ...]:
+        """Multipliers of the first stage."""
+        if self.schedule == "geometric":
+            return tuple(self.multiplier * _GROWTH**layer for layer in range(hidden))
+        return (self.multiplier / (_STAGES if self.schedule == "increasing" else 1.0),) * hidden
+
+    def following(self, problem: LiftedProblem, blocks: Blocks) -> tuple[float, ...]:
+        """Multipliers of the next stage."""
+        if self.schedule == "increasing":
+            return tuple(_GROWTH * lam for lam in problem.multipliers)
+        gaps = [cost / lam for cost, lam in zip(problem.costs(blocks), problem.multipliers, strict=False)]
+        largest = max(gaps, default=0.0)
+        return tuple(
+            lam * (1.0 + (gap / largest if largest > 0.0 else 0.0))
+            for lam, gap in zip(problem.multipliers, gaps, strict=True)
+        )
+
+
+class Outcome:
+    """What :func:`descend_lifted` has reached, kept up to date so that an interrupted run leaves it.
+
+    Parameters
+    ----------
+    blocks : Blocks
+        The start, then the last point.
+    judge : callable, optional
+        Loss of a point on held-out rows: ``best`` is the point where it was lowest, and a run is finished
+        when it has not fallen for ten sweeps. Without it the last point is the best.
+    """
+
+    def __init__(self, blocks: Blocks, judge: Callable[[Blocks], float] | None = None) -> None:
+        self.blocks = self.best = blocks
+        self.n_iter = 0
+        self.lowest = np.inf
+        self.idle = 0
+        self._judge = judge
+
+    def accept(self, blocks: Blocks) -> None:
+        """Take the point of one more sweep."""
+        self.blocks, self.n_iter = blocks, self.n_iter + 1
+        self.offer(blocks)
+
+    def offer(self, blocks: Blocks) -> bool:
+        """Keep ``blocks`` as the best if held-out rows agree (or there are none)."""
+        loss = -np.inf if self._judge is None else self._judge(blocks)
+        better = self._judge is None or loss < self.lowest
+        self.idle = 0 if better else self.idle + 1
+        if better:
+            self.best, self.lowest = blocks, loss
+        return better
+
+
+def descend_lifted(problem: LiftedProblem, outcome: Outcome, settings: Descent, report: Callback) -> None:
+    """Minimise the lifted objective from ``outcome.blocks``, then refit the head on true forward features.
+
+    ``outcome`` is filled as the sweeps go. Held-out rows, if it has any, end the path of ridges and decide
+    about the refit.
+    """
+    chosen = problem
+    for ridge in settings.ridges:
+        problem = replace(problem, alpha=ridge, multipliers=settings.start(len(problem.multipliers)))
+        before, outcome.idle = outcome.best, 0
+        interrupted = _descend_stages(problem, outcome, settings, report)
+        if outcome.best is before:
+            break
+        chosen = problem
+        if interrupted:
+            break
+    outcome.offer(refit_head(chosen, outcome.best))
+
+
+def _descend_stages(problem: LiftedProblem, outcome: Outcome, settings: Descent, report: Callback) -> bool:
+    """Descent through the stages of the multipliers; returns whether the user's callback stopped it."""
+    asked: list[bool] = []
+
+    def watch(record: Record) -> bool:
+        asked.append(bool(report(record)))
+        return asked[-1] or outcome.idle >= _PATIENCE
+
+    stages = settings.stages
+    for stage in range(stages):
+        rest = settings.max_iter % stages if stage == stages - 1 else 0
+        BlockDescent(problem, settings.order, n_jobs=settings.n_jobs).run(
+            outcome.blocks,
+            max_iter=settings.max_iter // stages + rest,
+            tol=settings.tol,
+            callback=watch,
+            on_sweep=outcome.accept,
+        )
+        if asked[-1]:
+            return True
+        problem = replace(problem, multipliers=settings.following(problem, outcome.blocks))
+    return False
+
+
+def refit_head(problem: LiftedProblem, blocks: Blocks) -> Blocks:
+    """The last layer at its global optimum for the forward activations (ridge included)."""
+    passed = problem.forward(blocks.weights, blocks.biases)
+    last = len(problem.maps) - 1
+    M = problem.maps[last].matrix(problem.entering(passed, last))
+    share = problem.share * M.shape[0]
+    if isinstance(problem.head, CrossEntropy):
+        start = (passed.weights[last], passed.biases[last])
+        ridge = 0.5 * problem.alpha * M.shape[0]
+        found = solve_softmax_regression(
+            M,
+            problem.target,
+            ridge=ridge,
+            init=start,
+            sample_weight=share,
+            max_iter=_REFIT_STEPS,
+            on_limit="ignore",
+        ).x
+    elif isinstance(problem.head, Squared):
+        alpha = problem.alpha * M.shape[0]
+        found = solve_ridge(M, problem.target, alpha=alpha, sample_weight=share).x
+    else:
+        return passed
+    dtype = passed.weights[last].dtype
+    return passed.with_layer(last, found.weight.astype(dtype), found.intercept.astype(dtype))

@@ -1,0 +1,191 @@
+"""The relaxed problem: value, gradients, bound property, descent for every activation, block oracles."""
+
+import itertools
+from dataclasses import replace
+
+import cvxpy as cp
+import numpy as np
+import pytest
+from scipy.optimize import nnls
+from sklearn.linear_model import LogisticRegression, Ridge
+
+from liftopt.continuation import Descent, Outcome, descend_lifted, refit_head
+from liftopt.losses import CrossEntropy, Huber, Squared, SquaredHinge
+from liftopt.lifted import LiftedProblem
+from liftopt.linear_maps import linear_maps
+from liftopt.monotone import BlockDescent
+from liftopt.network import dense_network
+
+ACTIVATIONS = ("identity", "relu", "leaky_relu", "elu", "sigmoid", "tanh", "hard_sigmoid", "soft_threshold")
+
+
+def lifted(rng, head=None, activation="relu", hidden=(5,), n=40, lam=0.3, alpha=1e-2, weight=None):
+    sizes = (4, *hidden, 3)
+    shapes = list(itertools.pairwise(sizes))
+    weights = [rng.normal(size=shape) / 2 for shape in shapes]
+    biases = [rng.normal(size=shape[1]) / 4 for shape in shapes]
+    maps = linear_maps(dense_network(weights, biases, activation))
+    X, target = rng.normal(size=(n, 4)), np.eye(3)[rng.integers(3, size=n)]
+    problem = LiftedProblem(maps, head or CrossEntropy(), X, target, (lam,) * len(hidden), alpha, weight)
+    return problem, problem.forward(weights, biases)
+
+
+def disturbed(problem, blocks, rng):
+    for layer, V in enumerate(blocks.values):
+        low, high = problem.maps[layer].activation.range
+        margin = 1e-3 if np.isfinite(low) and np.isfinite(high) else 0.0
+        moved = np.clip(V + 0.1 * rng.normal(size=V.shape), low + margin, high - margin)
+        blocks = blocks.with_value(layer, moved)
+    return blocks
+
+
+def descended(problem, blocks, sweeps, **options):
+    return BlockDescent(problem, **options).run(blocks, max_iter=sweeps, tol=0.0)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_forward_point_has_no_penalty(activation, rng):
+    problem, blocks = lifted(rng, activation=activation, hidden=(5, 4))
+    *penalties, loss = problem.costs(blocks)
+    assert max(penalties) < 1e-12
+    assert loss == pytest.approx(problem.forward_loss(blocks), abs=1e-12)
+    assert sum(problem.costs(disturbed(problem, blocks, rng))[:-1]) > 1e-4
+
+
+@pytest.mark.parametrize("layer", [0, 1, 2])
+def test_weight_gradient_by_finite_differences(layer, rng):
+    problem, blocks = lifted(rng, hidden=(5, 4), weight=rng.uniform(0.5, 2.0, size=40))
+    blocks = disturbed(problem, blocks, rng)
+    W, b = blocks.weights[layer], blocks.biases[layer]
+    dW, db = rng.normal(size=W.shape), rng.normal(size=b.shape)
+    ahead = problem.objective(blocks.with_layer(layer, W + 1e-6 * dW, b + 1e-6 * db))
+    behind = problem.objective(blocks.with_layer(layer, W - 1e-6 * dW, b - 1e-6 * db))
+    gradient_W, gradient_b = problem.weight_gradient(blocks, layer)
+    slope = np.vdot(gradient_W, dW) + np.vdot(gradient_b, db)
+    assert slope == pytest.approx((ahead - behind) / 2e-6, rel=1e-5)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("order", ["parallel", "sequence"])
+def test_descent_for_every_activation(activation, order, rng):
+    problem, blocks = lifted(rng, activation=activation, hidden=(5, 4))
+    run = descended(problem, disturbed(problem, blocks, rng), 8, order=order)
+    objectives = np.array([record["objective"] for record in run.history])
+    assert (np.diff(objectives) <= 1e-8 * np.abs(objectives[:-1])).all()
+    assert objectives[-1] < objectives[0]
+
+
+@pytest.mark.parametrize("head", [CrossEntropy(), Squared(), SquaredHinge(), Huber(0.5)])
+def test_descent_for_every_head_with_weights(head, rng):
+    weight = rng.integers(0, 3, size=40).astype(float)
+    problem, blocks = lifted(rng, head, weight=weight)
+    run = descended(problem, blocks, 15)
+    assert np.diff([record["objective"] for record in run.history]).max() <= 1e-12
+    assert run.history[-1]["gap"] == pytest.approx(
+        run.history[-1]["forward_loss"] - run.history[-1]["lifted_loss"]
+    )
+
+
+def converged_values(problem, blocks, steps=1500):
+    descent = BlockDescent(problem, value_steps=steps)
+    return descent._value(blocks, 0, 1.0)[0]
+
+
+def test_values_below_squares_are_nnls(rng):
+    problem, blocks = lifted(rng, Squared(), n=6)
+    found = converged_values(problem, blocks).values[0]
+    u, W, b = problem.linear(blocks, 0), blocks.weights[1], blocks.biases[1]
+    rows = np.vstack([np.sqrt(0.3) * np.eye(5), W.T])
+    for i in range(6):
+        expected, _ = nnls(rows, np.concatenate([np.sqrt(0.3) * u[i], problem.target[i] - b]))
+        np.testing.assert_allclose(found[i], expected, atol=1e-7)
+
+
+def test_values_below_cross_entropy_agree_with_cvxpy(rng):
+    problem, blocks = lifted(rng, n=5)
+    found = converged_values(problem, blocks)
+    u, W, b = problem.linear(blocks, 0), blocks.weights[1], blocks.biases[1]
+    V = cp.Variable(u.shape, nonneg=True)
+    scores = V @ W + np.tile(b, (5, 1))
+    ce = cp.sum(cp.log_sum_exp(scores, axis=1)) - cp.sum(cp.multiply(problem.target, scores))
+    gap = cp.sum_squares(V) / 2 - cp.sum(cp.multiply(u, V)) + np.sum(np.maximum(u, 0) ** 2) / 2
+    oracle = cp.Problem(cp.Minimize((ce + 0.3 * gap) / 5)).solve(solver=cp.CLARABEL)
+    assert sum(problem.costs(found)) == pytest.approx(oracle, abs=1e-6)
+
+
+def test_weights_of_an_identity_layer_are_ridge_in_one_step(rng):
+    problem, blocks = lifted(rng, activation="identity")
+    blocks = disturbed(problem, blocks, rng)
+    W, b = BlockDescent(problem)._weights(blocks, 0)
+    ridge = Ridge(alpha=problem.alpha * 40 / 0.3).fit(problem.X, blocks.values[0])
+    np.testing.assert_allclose(W, ridge.coef_.T, atol=1e-6)
+    np.testing.assert_allclose(b, ridge.intercept_, atol=1e-6)
+
+
+def test_no_hidden_layer_is_logistic_regression(rng):
+    problem, blocks = lifted(rng, hidden=())
+    refitted = refit_head(problem, blocks)
+    model = LogisticRegression(C=1 / (problem.alpha * 40), tol=1e-10, max_iter=1000)
+    model.fit(problem.X, problem.target.argmax(axis=1))
+    np.testing.assert_allclose(refitted.weights[0], model.coef_.T, atol=1e-3)
+    assert refit_loss(problem, refitted) <= refit_loss(problem, descended(problem, blocks, 50).state.blocks)
+
+
+def refit_loss(problem, blocks):
+    return problem.forward_loss(blocks) + problem.ridge(blocks.weights)
+
+
+def test_minimum_over_values_is_below_the_forward_loss_and_rises_with_the_multiplier(rng):
+    values = []
+    for lam in (0.1, 1.0, 10.0, 1000.0):
+        problem, blocks = lifted(np.random.default_rng(0), lam=lam, n=10)
+        values.append(sum(problem.costs(converged_values(problem, blocks, 500))))
+    forward = problem.forward_loss(blocks)
+    assert np.all(np.diff(values) > 0)
+    assert values[-1] <= forward
+    assert values[-1] == pytest.approx(forward, abs=2e-3)
+
+
+def test_relu_scaling_leaves_the_loss_and_shrinks_the_penalty(rng):
+    problem, blocks = lifted(rng)
+    blocks = disturbed(problem, blocks, rng)
+    penalty, loss = problem.costs(blocks)
+    scaled = (
+        blocks.with_value(0, blocks.values[0] / 3)
+        .with_layer(0, blocks.weights[0] / 3, blocks.biases[0] / 3)
+        .with_layer(1, blocks.weights[1] * 3, blocks.biases[1])
+    )
+    np.testing.assert_allclose(problem.costs(scaled), [penalty / 9, loss], rtol=1e-10)
+
+
+def test_sample_order_and_repetition(rng):
+    problem, blocks = lifted(rng)
+    expected = descended(problem, blocks, 5).state.blocks.weights
+    order = rng.permutation(40)
+    shuffled = replace(problem, X=problem.X[order], target=problem.target[order])
+    again = descended(shuffled, shuffled.forward(blocks.weights, blocks.biases), 5).state.blocks.weights
+    np.testing.assert_allclose(again[0], expected[0], atol=1e-8)
+    copies = rng.integers(0, 3, size=40)
+    weighted = replace(problem, weight=copies.astype(float))
+    repeated = replace(problem, X=problem.X.repeat(copies, 0), target=problem.target.repeat(copies, 0))
+    found = [
+        descended(p, p.forward(blocks.weights, blocks.biases), 5).state.blocks.weights[0]
+        for p in (weighted, repeated)
+    ]
+    np.testing.assert_allclose(found[0], found[1], atol=1e-7)
+
+
+@pytest.mark.parametrize("schedule", ["fixed", "geometric", "increasing", "augmented"])
+def test_multiplier_schedules(schedule, rng):
+    problem, blocks = lifted(rng, hidden=(5, 4))
+    settings = Descent(0.2, schedule, "parallel", 1, 12, 0.0, (1e-2,))
+    outcome, records = Outcome(blocks), []
+    descend_lifted(problem, outcome, settings, lambda record: records.append(record))
+    assert outcome.n_iter == 12
+    assert refit_loss(problem, outcome.best) < refit_loss(problem, blocks)
+
+
+def test_threads_give_the_same_blocks(rng):
+    problem, blocks = lifted(rng, hidden=(5, 4))
+    one, two = (descended(problem, blocks, 3, n_jobs=jobs).state.blocks for jobs in (1, 2))
+    np.testing.assert_array_equal(one.weights[0], two.weights[0])
