@@ -28,9 +28,9 @@ import numpy as np
 import numpy.typing as npt
 
 from liftopt.activations import ReLU
-from liftopt.losses import Head
 from liftopt.layers import Conv2d, Dense
 from liftopt.linear_maps import LinearMap
+from liftopt.losses import Head
 
 Array = npt.NDArray[Any]
 

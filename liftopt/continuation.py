@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from liftopt.losses import CrossEntropy, Squared
 from liftopt.lifted import Blocks, LiftedProblem
+from liftopt.losses import CrossEntropy, Squared
 from liftopt.monotone import ORDERS, BlockDescent, Order
 from liftopt.solvers.least_squares import solve_ridge
 from liftopt.solvers.result import Callback, Record

@@ -39,11 +39,11 @@ from liftopt.base import (
 )
 from liftopt.block_steps import BlockTrainer
 from liftopt.continuation import Descent, Outcome, descend_lifted
-from liftopt.losses import CLASSIFICATION_HEADS, REGRESSION_HEADS, Head, get_head
 from liftopt.input_map import InputMap, fold, unfold
 from liftopt.layers import Dense
 from liftopt.lifted import LiftedProblem
 from liftopt.linear_maps import channels_last, linear_maps, rebuild
+from liftopt.losses import CLASSIFICATION_HEADS, REGRESSION_HEADS, Head, get_head
 from liftopt.monotone import Order
 from liftopt.network import Network
 from liftopt.preparation import affine_outputs, fit_map, mapped, target_moments

@@ -28,8 +28,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from liftopt.losses import Head
 from liftopt.linear_maps import LinearMap
+from liftopt.losses import Head
 from liftopt.solvers.result import Measure
 
 Array = npt.NDArray[Any]

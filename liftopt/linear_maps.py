@@ -121,6 +121,8 @@ def linear_maps(network: Network) -> list[LinearMap]:
         shape = layer.output_shape(shape)
         if isinstance(layer, (AvgPool2d, Flatten)):
             before.append(layer)
+        elif not isinstance(layer, (Dense, Conv2d)):
+            raise ValueError(f"block descent cannot train through the layer {layer}")
         else:
             maps.append(LinearMap(tuple(before), layer, (*shape[1:], shape[0])))
             before = []

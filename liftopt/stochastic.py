@@ -173,7 +173,7 @@ class StochasticRun:
             slack = _RACE_SLACK if here < _RACE_PROGRESS * initial else 1.0
             if here > slack * below:
                 self.length = shorter
-            elif above <= slack * here and above < _RACE_PROGRESS * initial:
+            elif above < here or above <= min(slack * here, _RACE_PROGRESS * initial):
                 self.length = longer
             else:
                 break

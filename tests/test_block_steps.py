@@ -8,9 +8,9 @@ import torch
 
 from liftopt.activations import get_activation
 from liftopt.block_steps import BlockTrainer, Noise
-from liftopt.losses import CrossEntropy, Squared
 from liftopt.layers import AvgPool2d, Conv2d, Dense, Flatten
 from liftopt.linear_maps import channels_last, linear_maps, rebuild
+from liftopt.losses import CrossEntropy, Squared
 from liftopt.network import Network, dense_network
 from liftopt.stochastic import Budget, Rows, StochasticRun
 

@@ -10,9 +10,9 @@ from scipy.optimize import nnls
 from sklearn.linear_model import LogisticRegression, Ridge
 
 from liftopt.continuation import Descent, Outcome, descend_lifted, refit_head
-from liftopt.losses import CrossEntropy, Huber, Squared, SquaredHinge
 from liftopt.lifted import LiftedProblem
 from liftopt.linear_maps import linear_maps
+from liftopt.losses import CrossEntropy, Huber, Squared, SquaredHinge
 from liftopt.monotone import BlockDescent
 from liftopt.network import dense_network
 
