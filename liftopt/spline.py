@@ -24,21 +24,26 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 from sklearn.model_selection import check_cv
+from sklearn.utils import check_random_state
 
-from liftopt.base import NetworkClassifier, NetworkRegressor, TrainingData
+from liftopt.base import NetworkClassifier, NetworkRegressor, TrainingData, holdout_split
 from liftopt.solvers.hinge import Interaction, select_hinges
 from liftopt.solvers.hinge_basis import HingeBasis
+from liftopt.solvers.knots import refine_knots
 from liftopt.solvers.pruning import PruningPath, prune_terms
 from liftopt.solvers.result import Result
 from liftopt.solvers.softmax import solve_softmax_regression
 from liftopt.solvers.validation import as_count, as_scalar
 from liftopt.spline_model import Spline
+from liftopt.spline_refine import refine_network
 from liftopt.spline_report import SplineReport
 
 Array = npt.NDArray[Any]
 Pruning = Literal["gcv", "cv", "none"]
 
 _DEFAULT_TERMS = (121, 241)
+_HEADS = {"regression": "identity", "classification": "softmax"}
+_HELD_OUT = 0.1  # share of the rows that judges gradient epochs
 
 
 class _SplineEstimator(SplineReport):
@@ -57,6 +62,7 @@ class _SplineEstimator(SplineReport):
         pruning: Pruning = "gcv",
         penalty: float = 6.0,
         cv: Any = 5,
+        refine: bool | int = False,
         n_jobs: int = 1,
         random_state: Any = None,
     ) -> None:
@@ -70,6 +76,7 @@ class _SplineEstimator(SplineReport):
         self.pruning = pruning
         self.penalty = penalty
         self.cv = cv
+        self.refine = refine
         self.n_jobs = n_jobs
         self.random_state = random_state
 
@@ -88,9 +95,40 @@ class _SplineEstimator(SplineReport):
             size = int(np.argmin(path.gcv(n, penalty))) + 1
         elif self.pruning == "cv":
             size = min(size, self._size_by_cv(data, target, omega))
+        basis = self.result_.x
+        if self.refine is True:
+            basis = basis.subset(path.subset(size))
+            margin = max(1, min(10, X.shape[0] // 20))
+            refined = refine_knots(basis, X, target, sample_weight=omega, margin=margin)
+            basis, path = refined.x, _path(refined)
+            size = len(basis)
         keep = path.subset(size)
         coefficients, factor = path.fit(keep)
-        return Spline(self.result_.x.subset(keep), coefficients, factor, path, self.result_.x, n, penalty)
+        return Spline(basis.subset(keep), coefficients, factor, path, basis, n, penalty)
+
+    def _fit_network(self, data: TrainingData) -> None:
+        """Set ``spline_`` and ``network_``; refine the network by gradient epochs where asked."""
+        epochs = 0 if isinstance(self.refine, bool) else as_count("refine", self.refine)
+        self.__dict__.pop("network_", None)
+        if not epochs:
+            self.spline_ = self._fit_spline(data)
+            if self.spline_.basis.is_piecewise_linear:
+                self.network_ = self.spline_.to_network(_HEADS[data.task], dtype=data.X.dtype)
+            return
+        random_state = check_random_state(self.random_state)
+        train, held = holdout_split(data, _HELD_OUT, random_state)
+        if not held.size:
+            raise ValueError("refine by epochs holds rows out to choose the best one: it needs 100 rows or more")
+        train_data, held_data = data.rows(train), data.rows(held)
+        self.spline_ = self._fit_spline(train_data)
+        start = self.spline_.to_network(_HEADS[data.task], dtype=data.X.dtype)
+        self.network_, self.refinement_ = refine_network(
+            start, train_data, held_data, epochs=epochs, random_state=random_state
+        )
+
+    def _fit_spline(self, data: TrainingData) -> Spline:
+        """Spline of checked data."""
+        raise NotImplementedError
 
     def _forward(self, X: Array, target: Array, omega: Array | None) -> Result:
         least, most = _DEFAULT_TERMS
@@ -179,10 +217,14 @@ class SplineRegressor(_SplineEstimator, NetworkRegressor):
         Charge of GCV for each knot. The customary 2 to 3 keeps too many terms of a long forward pass.
     cv : int, splitter or iterable of splits
         Folds for ``pruning="cv"``; an integer shuffles.
+    refine : bool or int
+        True moves the knots by variable projection (:func:`liftopt.solvers.refine_knots`): the spline keeps its
+        form. A number trains the network from the spline for that many gradient epochs (needs torch); a tenth
+        of the rows is held out, and the best epoch on them is kept, the spline included.
     n_jobs : int
         Threads.
     random_state : int, RandomState or None
-        For the folds of ``pruning="cv"``.
+        For the folds of ``pruning="cv"`` and the rows held out by ``refine``.
 
     Attributes
     ----------
@@ -190,7 +232,7 @@ class SplineRegressor(_SplineEstimator, NetworkRegressor):
         The fitted terms and coefficients.
     network_ : Network
         Equal to the spline to rounding, inside and outside the range of the data; float32 data give float32
-        weights. A knot at a variable's
+        weights. After gradient epochs it has left the spline. A knot at a variable's
         minimum is a linear term, continued as a straight line.
     result_ : Result
         Outcome of the forward pass: trace, reason for stopping.
@@ -218,16 +260,15 @@ class SplineRegressor(_SplineEstimator, NetworkRegressor):
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> SplineRegressor:
         """Fit to ``X`` (n, d) and ``y`` (n,) or (n, outputs)."""
-        data = self._check_training_data(X, y, sample_weight)
+        self._fit_network(self._check_training_data(X, y, sample_weight))
+        return self
+
+    def _fit_spline(self, data: TrainingData) -> Spline:
         target = data.target.astype(np.float64)
         centre = np.average(target, axis=0, weights=data.weight)
         spread = np.sqrt(np.average((target - centre) ** 2, axis=0, weights=data.weight))
         spread[spread <= 1e-14 * np.abs(centre)] = 1.0
-        self.spline_ = self._select(data, (target - centre) / spread).rescaled(spread, centre)
-        self.__dict__.pop("network_", None)
-        if self.spline_.basis.is_piecewise_linear:
-            self.network_ = self.spline_.to_network(dtype=data.X.dtype)
-        return self
+        return self._select(data, (target - centre) / spread).rescaled(spread, centre)
 
 
 class SplineClassifier(_SplineEstimator, NetworkClassifier):
@@ -241,7 +282,7 @@ class SplineClassifier(_SplineEstimator, NetworkClassifier):
     ----------
     alpha : float
         Ridge: ``mean cross-entropy + alpha / 2 |A|^2`` over standardised terms.
-    max_terms, max_degree, interaction, max_knots, minspan, endspan, tol, pruning, penalty, cv, n_jobs, \
+    max_terms, max_degree, interaction, max_knots, minspan, endspan, tol, pruning, penalty, cv, refine, n_jobs, \
     random_state
         As for :class:`SplineRegressor`.
 
@@ -271,6 +312,7 @@ class SplineClassifier(_SplineEstimator, NetworkClassifier):
         pruning: Pruning = "gcv",
         penalty: float = 6.0,
         cv: Any = 5,
+        refine: bool | int = False,
         n_jobs: int = 1,
         random_state: Any = None,
     ) -> None:
@@ -285,6 +327,7 @@ class SplineClassifier(_SplineEstimator, NetworkClassifier):
             pruning=pruning,
             penalty=penalty,
             cv=cv,
+            refine=refine,
             n_jobs=n_jobs,
             random_state=random_state,
         )
@@ -292,16 +335,15 @@ class SplineClassifier(_SplineEstimator, NetworkClassifier):
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> SplineClassifier:
         """Fit to ``X`` (n, d) and labels ``y`` (n,)."""
-        data = self._check_training_data(X, y, sample_weight)
+        self._fit_network(self._check_training_data(X, y, sample_weight))
+        return self
+
+    def _fit_spline(self, data: TrainingData) -> Spline:
         target = data.target.astype(np.float64)
         share = np.average(target, axis=0, weights=data.weight)
         as_scalar("alpha", self.alpha, low=0.0, strict=True)
         spline = self._select(data, (target - share) / np.sqrt(np.where(share > 0, share, 1.0)))
-        self.spline_ = spline.with_coefficients(self._softmax_head(spline.basis, data))
-        self.__dict__.pop("network_", None)
-        if self.spline_.basis.is_piecewise_linear:
-            self.network_ = self.spline_.to_network("softmax", dtype=data.X.dtype)
-        return self
+        return spline.with_coefficients(self._softmax_head(spline.basis, data))
 
     def _softmax_head(self, basis: HingeBasis, data: TrainingData) -> Array:
         """Coefficients (terms, classes) of the softmax regression on the terms."""

@@ -12,6 +12,7 @@ from .box_qp import natural_residual, solve_box_qp
 from .coordinate import brute_force, search_coordinates
 from .gram_search import search_gram
 from .hinge_basis import Hinge, HingeBasis
+from .knots import refine_knots
 from .least_squares import solve_reduced_rank_ridge, solve_ridge, solve_ridge_moments
 from .linear_system import SpdFactor, factor_spd
 from .margin import solve_margin
@@ -66,6 +67,7 @@ __all__ = [
     "natural_residual",
     "polar_factor",
     "prune_terms",
+    "refine_knots",
     "ridge_path",
     "ridge_path_moments",
     "row_chunks",
