@@ -1,10 +1,10 @@
 """Splines against R earth and py-earth2: time, error to the truth, scaling, exactness of the network.
 
-Friedman's function with noise of standard deviation 1: its additive form ``10 sin(pi x0) + 20 (x2 - 0.5)^2 +
-10 x3 + 5 x4`` for degree 1, the original with ``sin(pi x0 x1)`` for degree 2; ten variables, 61 forward terms,
-no early stop. Peers are run where they are found: ``Rscript`` with the package earth (Debian: r-cran-earth),
-and the interpreter named by ``PYEARTH_PYTHON`` that can import pyearth (py-earth2; on one seed: it is slow).
-All in CPU seconds of the fit, one thread, the same data, alternating.
+Friedman's function with noise of standard deviation 1: its additive form ``10 sin(pi x0) +
+20 (x2 - 0.5)^2 + 10 x3 + 5 x4`` for degree 1, the original with ``sin(pi x0 x1)`` for degree 2; ten
+variables, 61 forward terms, no early stop. Peers are run where they are found: ``Rscript`` with the package
+earth (Debian: r-cran-earth), and the interpreter named by ``PYEARTH_PYTHON`` that can import pyearth
+(py-earth2; on one seed: it is slow). CPU seconds of the fit, one thread, the same data, alternating.
 """
 
 from __future__ import annotations
@@ -125,8 +125,8 @@ def table(runs: dict[str, Any], n: int, degree: int) -> dict[str, Any]:
         "title": f"Spline: Friedman's function, {kind}, n = {n:,}, d = 10, degree {degree}, {TERMS} terms",
         "columns": ["fit", "CPU s, median (IQR)", "times faster than earth", "RMSE to the truth"],
         "rows": rows,
-        "notes": "Medians over seeds 0 to 4, 5000 fresh rows. GCV penalty 6 for liftopt, as given or customary "
-        "for the others; py-earth2 on seed 0 only.",
+        "notes": "Medians over seeds 0 to 4, 5000 fresh rows. GCV penalty 6 for liftopt, as given or "
+        "customary for the others; py-earth2 on seed 0 only.",
     }
 
 
@@ -165,13 +165,13 @@ def main() -> None:
     scaling = [large(*size) for size in sizes]
     scaling_table = {
         "title": f"Spline: large data, degree 1, {TERMS} terms",
-        "columns": ["rows", "variables", "CPU s", "CPU s a million rows", "peak memory, GiB", "RMSE to truth"],
+        "columns": ["rows", "variables", "CPU s", "CPU s / 1e6 rows", "peak memory, GiB", "RMSE to truth"],
         "rows": [
-            [f"{r['n']:,}", r["d"], f"{r['cpu']:.2f}", f"{r['cpu'] / r['n'] * 1e6:.1f}", f"{r['peak_gib']:.2f}",
-             f"{r['rmse']:.4f}"] for r in scaling
+            [f"{r['n']:,}", r["d"], f"{r['cpu']:.2f}", f"{r['cpu'] / r['n'] * 1e6:.1f}",
+             f"{r['peak_gib']:.2f}", f"{r['rmse']:.4f}"] for r in scaling
         ],
-        "notes": f"Memory includes the data (8 bytes a value). Largest difference between spline and network over "
-        f"all fits above, inside and outside the range of the data: {max(gaps):.1e}.",
+        "notes": f"Memory includes the data (8 bytes a value). Largest difference between spline and network "
+        f"over all fits above, inside and outside the range of the data: {max(gaps):.1e}.",
     }  # fmt: skip
     write_record(
         "spline_speed",

@@ -106,15 +106,15 @@ class _Backprop:
         target_map = None if train.codes is not None else standardise(train.target, train.weight)
         found = descend(
             self._start(train, input_map, target_map, random_state),
-            _mapped(train, input_map, target_map),
-            None if held_out is None else _mapped(held_out, input_map, target_map),
+            mapped(train, input_map, target_map),
+            None if held_out is None else mapped(held_out, input_map, target_map),
             settings,
             recorder,
             random_state,
         )
         trained = found.network
         if target_map is not None:  # a constant target has factor 0 and is met exactly
-            trained = _affine_outputs(trained, reciprocal(target_map.factor), target_map.mean)
+            trained = affine_outputs(trained, reciprocal(target_map.factor), target_map.mean)
         self.network_ = trained if input_map is None else fold(trained, input_map)
         self.history_ = recorder.history
         self.n_iter_ = found.n_iter
@@ -154,7 +154,7 @@ class _Backprop:
             return initial_network(sizes, self.activation, data.task, data.X.dtype, random_state)
         start = start.astype(data.X.dtype)
         if target_map is not None:
-            start = _affine_outputs(start, target_map.factor, -target_map.mean * target_map.factor)
+            start = affine_outputs(start, target_map.factor, -target_map.mean * target_map.factor)
         return start if input_map is None else unfold(start, input_map)
 
 
@@ -260,13 +260,14 @@ class BackpropRegressor(_Backprop, NetworkRegressor):
         return self
 
 
-def _mapped(data: TrainingData, input_map: InputMap | None, target_map: InputMap | None) -> TrainingData:
+def mapped(data: TrainingData, input_map: InputMap | None, target_map: InputMap | None) -> TrainingData:
+    """Data with mapped inputs and targets."""
     X = data.X if input_map is None else input_map.transform(data.X)
     target = data.target if target_map is None else target_map.transform(data.target)
     return data._replace(X=X, target=target)
 
 
-def _affine_outputs(network: Network, scale: Array, shift: Array) -> Network:
+def affine_outputs(network: Network, scale: Array, shift: Array) -> Network:
     """Network whose outputs (before a softmax) are ``scale * outputs + shift``."""
     last = network.layers[-1]
     if not isinstance(last, Dense):

@@ -118,7 +118,9 @@ class _SplineEstimator(SplineReport):
         random_state = check_random_state(self.random_state)
         train, held = holdout_split(data, _HELD_OUT, random_state)
         if not held.size:
-            raise ValueError("refine by epochs holds rows out to choose the best one: it needs 100 rows or more")
+            raise ValueError(
+                "refine by epochs holds rows out to choose the best one: it needs 100 rows or more"
+            )
         train_data, held_data = data.rows(train), data.rows(held)
         self.spline_ = self._fit_spline(train_data)
         start = self.spline_.to_network(_HEADS[data.task], dtype=data.X.dtype)
@@ -218,9 +220,9 @@ class SplineRegressor(_SplineEstimator, NetworkRegressor):
     cv : int, splitter or iterable of splits
         Folds for ``pruning="cv"``; an integer shuffles.
     refine : bool or int
-        True moves the knots by variable projection (:func:`liftopt.solvers.refine_knots`): the spline keeps its
-        form. A number trains the network from the spline for that many gradient epochs (needs torch); a tenth
-        of the rows is held out, and the best epoch on them is kept, the spline included.
+        True moves the knots by variable projection (:func:`liftopt.solvers.refine_knots`): the spline keeps
+        its form. A number trains the network from the spline for that many gradient epochs (needs torch); a
+        tenth of the rows is held out, and the best epoch on them is kept, the spline included.
     n_jobs : int
         Threads.
     random_state : int, RandomState or None
@@ -282,8 +284,8 @@ class SplineClassifier(_SplineEstimator, NetworkClassifier):
     ----------
     alpha : float
         Ridge: ``mean cross-entropy + alpha / 2 |A|^2`` over standardised terms.
-    max_terms, max_degree, interaction, max_knots, minspan, endspan, tol, pruning, penalty, cv, refine, n_jobs, \
-    random_state
+    max_terms, max_degree, interaction, max_knots, minspan, endspan, tol, pruning, penalty, cv, refine, \
+    n_jobs, random_state
         As for :class:`SplineRegressor`.
 
     Attributes

@@ -6,8 +6,8 @@ import numpy as np
 
 from liftopt.backprop import Settings, descend
 from liftopt.base import Recorder, TrainingData, score_of
-from liftopt.input_map import fold, standardise, unfold
-from liftopt.layers import Dense
+from liftopt.baseline import affine_outputs, mapped
+from liftopt.input_map import fold, reciprocal, standardise, unfold
 from liftopt.network import Network
 from liftopt.solvers.result import Record
 
@@ -43,26 +43,14 @@ def refine_network(
     inputs = standardise(train.X, train.weight)
     outputs = None if train.codes is not None else standardise(train.target, train.weight)
 
-    def mapped(data: TrainingData) -> TrainingData:
-        target = data.target if outputs is None else outputs.transform(data.target)
-        return data._replace(X=inputs.transform(data.X), target=target)
-
     network = unfold(start, inputs)
     if outputs is not None:
-        network = _with_outputs(network, outputs.factor, -outputs.mean * outputs.factor)
+        network = affine_outputs(network, outputs.factor, -outputs.mean * outputs.factor)
     settings = Settings("adam", learning_rate, "one_cycle", "auto", epochs, 0.0, epochs, 0.0)
-    found = descend(network, mapped(train), mapped(held_out), settings, recorder, random_state).network
+    data = mapped(train, inputs, outputs), mapped(held_out, inputs, outputs)
+    found = descend(network, *data, settings, recorder, random_state).network
     if outputs is not None:
-        found = _with_outputs(found, 1.0 / outputs.factor, outputs.mean)
+        found = affine_outputs(found, reciprocal(outputs.factor), outputs.mean)
     found = fold(found, inputs)
     best = found if score_of(found, held_out) > score_of(start, held_out) else start
     return best, recorder.history
-
-
-def _with_outputs(network: Network, scale: np.ndarray, shift: np.ndarray) -> Network:
-    """Network whose outputs are ``scale * outputs + shift``."""
-    last = network.layers[-1]
-    assert isinstance(last, Dense)
-    weight, bias = last.weight * scale, last.bias * scale + shift
-    head = Dense(weight.astype(network.dtype), bias.astype(network.dtype), last.activation)
-    return Network([*network.layers[:-1], head], None, network.metadata)

@@ -2,16 +2,16 @@
 
     min over t:  F(t) = min_c ||sqrt(omega) (Y - B(t) c)||^2
 
-over the distinct knots t that lie inside the data. With Q an orthonormal basis of B(t) and D the derivative of
-``B(t) c`` in t at the eliminated c, the residual r has the Jacobian ``-J``, ``J = D - Q Q'D`` (Kaufman's form), and
-``grad F = -2 D'r``. F is piecewise smooth: it has kinks where a knot meets a sample. Steps that do not lower F
-are rejected and damped further.
+over the distinct knots t that lie inside the data. With Q an orthonormal basis of B(t) and D the derivative
+of ``B(t) c`` in t at the eliminated c, the residual r has the Jacobian ``-J``, ``J = D - Q Q'D`` (Kaufman's
+form), and ``grad F = -2 D'r``. F is piecewise smooth: it has kinks where a knot meets a sample. Steps that do
+not lower F are rejected and damped further.
 
 References
 ----------
 Golub, Pereyra, "The differentiation of pseudo-inverses and nonlinear least squares problems whose variables
-separate", SIAM J. Numer. Anal. 1973; Kaufman, "A variable projection method for solving separable nonlinear least
-squares problems", BIT 1975.
+separate", SIAM J. Numer. Anal. 1973; Kaufman, "A variable projection method for solving separable nonlinear
+least squares problems", BIT 1975.
 """
 
 from __future__ import annotations

@@ -257,3 +257,28 @@ def test_plot_has_a_panel_for_each_variable(model, data):
     assert [axis.get_xlabel() for axis in figure.axes if axis.get_visible()] == ["x0", "x2"]
     plt.close(figure)
     plt.close(model.plot_partial(data[0]))
+
+
+def test_refined_knots_lower_the_error_and_keep_the_form(data):
+    X, y = data
+    plain = SplineRegressor(max_terms=31).fit(X, y)
+    refined = SplineRegressor(max_terms=31, refine=True).fit(X, y)
+    assert len(refined.spline_.basis) == len(plain.spline_.basis)
+    assert np.sum((refined.predict(X) - y) ** 2) < np.sum((plain.predict(X) - y) ** 2)
+    np.testing.assert_allclose(refined.network_(X), refined.spline_(X), atol=1e-9)
+    assert "rise" in refined.summary()
+
+
+def test_gradient_epochs_never_lose_on_the_rows_held_out(data):
+    pytest.importorskip("torch")
+    X, y = data
+    model = SplineRegressor(max_terms=31, refine=5, random_state=0).fit(X, y)
+    scores = [record["validation_score"] for record in model.refinement_]
+    assert len(scores) == 6
+    assert model.network_.dtype == np.float64
+    same = np.allclose(model.network_(X), model.spline_(X))
+    assert same == (scores[0] >= max(scores[1:]))
+    with pytest.raises(ValueError, match="100 rows or more"):
+        SplineRegressor(refine=5).fit(X[:50], y[:50])
+    digits = load_iris(return_X_y=True)
+    assert SplineClassifier(refine=3, random_state=0).fit(*digits).score(*digits) > 0.9
