@@ -18,10 +18,7 @@ from .linear_system import SpdFactor, factor_spd
 from .margin import solve_margin
 from .matching import solve_matching
 from .moments import Moments, moments, moments_of_chunks, row_chunks, tree_reduce
-<<<<<<< HEAD
 from .network_search import DiscreteNetwork, search_network
-=======
->>>>>>> 98f7cfa (Spline refinement: knots by variable projection, gradient epochs with the start kept)
 from .pruning import PruningPath, prune_terms
 from .result import Measure, Result, Run, SolverError, Status, iterate
 from .ridge_path import RidgePath, ridge_path, ridge_path_moments, solve_ridge_folds, solve_ridge_path
