@@ -30,7 +30,7 @@ Array = npt.NDArray[Any]
 HeadName = Literal["margin", "ridge", "stiefel_svm"]
 
 _MARGIN_TOL = 1e-3
-_REFINING_ROUNDS = 10  # from a start that a descent has already brought close
+_REFINING_ROUNDS = 5  # from a start that a descent has already brought close
 _LOG_TEMPERATURE = 6.0
 
 
@@ -82,7 +82,7 @@ def fit_head(
     sample_weight : ndarray of shape (n,), optional
         Non-negative weights.
     start : AffineMap, optional
-        Head that the margin block refines in at most 10 rounds.
+        Head that the margin block refines in at most 5 rounds.
     """
     refine = name == "margin" and start is not None
     settings = {"start": start, "max_iter": _REFINING_ROUNDS} if refine else {}

@@ -60,7 +60,7 @@ class DescentSettings:
     step: float = 4.0
     momentum: float = 0.8
     proximity: float = 0.5
-    damping: float = 1e-3
+    damping: float = 0.2
     trust: float = 0.1
     clip: float = 2.0
     window: float = 20.0

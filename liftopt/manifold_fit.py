@@ -35,7 +35,9 @@ from liftopt.solvers.affine import AffineMap
 Array = npt.NDArray[Any]
 
 _FULL_PASS_ROWS = 2000  # up to here a sweep is one exact pass
+_FULL_STEP, _BLOCK_STEP = 8.0, 4.0  # exact statistics bear a longer step
 _HOLD_OUT_FROM = 150  # rows (or sum of weights) below which a hold-out costs more than it tells
+_HOLD_OUT_MOST = 3000  # rows: more would not choose better
 _UNKNOWN_NOISE = 0.5  # share of the target variance, where no row is held out
 _DECAY_FACTOR = {"regression": 5.0, "classification": 20.0}
 _DECAY_RANGE = {"regression": (1e-5, 3e-2), "classification": (3e-4, 3e-2)}
@@ -78,7 +80,8 @@ def fit_descent(
     """Train on ``data``; return the network, with ``input_map`` folded in, and the number of sweeps."""
     centre, spread = target_moments(data)
     mass = float(data.X.shape[0] if data.weight is None else data.weight.sum())
-    fraction = plan.validation_fraction if mass >= _HOLD_OUT_FROM else 0.0
+    most = _HOLD_OUT_MOST / data.X.shape[0]
+    fraction = min(plan.validation_fraction, most) if mass >= _HOLD_OUT_FROM else 0.0
     train, held = holdout_split(data, fraction, random_state)
     problem = _mapped(data, input_map, centre, spread, train, held)
     if init is None:
@@ -121,7 +124,7 @@ class SweepSearch:
             one_sided=problem.data.codes is not None,
             block_size=_block_size(own.Z.shape[0]),
             penalty=_penalty(plan, self.noise, problem),
-            settings=DescentSettings(),
+            settings=DescentSettings(step=_FULL_STEP if own.Z.shape[0] <= _FULL_PASS_ROWS else _BLOCK_STEP),
         )
         self.best = Solution([W.copy() for W in weights], None, self.descent.penalty, 0)
         self.loss = np.inf
@@ -221,7 +224,7 @@ def _block_size(n: int) -> int:
 
 
 def _automatic_sweeps(n: int) -> int:
-    return 50 if n <= _FULL_PASS_ROWS else int(np.clip(500_000 // n, 8, 30))
+    return 60 if n <= _FULL_PASS_ROWS else int(np.clip(500_000 // n, 8, 30))
 
 
 def _hidden_weights(network: Network, dtype: npt.DTypeLike) -> tuple[list[Array], Activation]:
