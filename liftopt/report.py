@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from liftopt.comparison import HEADINGS, Comparison, Run, format_row
 from liftopt.solvers.result import Record
-from liftopt.svg import COLOURS, Axis, Series, chart, swatch
+from liftopt.svg import STYLE, Axis, Series, chart, swatch
 
 _RESIDUALS = ("stationarity", "primal", "dual", "gap", "residual")
 _SECONDS = Axis("CPU seconds of the fit", log=True)
@@ -60,17 +60,25 @@ def _table(comparison: Comparison) -> str:
     return f'<div class="scroll">{table}</div>'
 
 
+def score_series(comparison: Comparison) -> list[Series]:
+    """Test score against CPU seconds, one mark a run."""
+    scale = _unit(comparison).scale
+    return [
+        Series(name, [r.cpu for r in runs], [scale * r.score for r in runs], colour, joined=False)
+        for colour, name in enumerate(comparison.methods)
+        if (runs := comparison.runs_of(name))
+    ]
+
+
+def score_axes(comparison: Comparison) -> tuple[Axis, Axis]:
+    """The axes that belong to :func:`score_series`."""
+    return _SECONDS, Axis(f"test {comparison.metric}{_unit(comparison).suffix}")
+
+
 def _figures(comparison: Comparison) -> Iterable[str]:
     metric, unit = comparison.metric, _unit(comparison)
-    runs = {name: runs for name in comparison.methods if (runs := comparison.runs_of(name))}
     colour = {name: index for index, name in enumerate(comparison.methods)}
-    dots = [
-        Series(
-            name, [r.cpu for r in found], [unit.scale * r.score for r in found], colour[name], joined=False
-        )
-        for name, found in runs.items()
-    ]
-    first = [found[0] for found in runs.values()]
+    first = [runs[0] for name in comparison.methods if (runs := comparison.runs_of(name))]
 
     def curves(value: Callable[[Run], Sequence[float]]) -> list[Series]:
         return [Series(r.method, _times(r), value(r), colour[r.method]) for r in first]
@@ -78,8 +86,8 @@ def _figures(comparison: Comparison) -> Iterable[str]:
     yield _figure(
         f"Test {metric} against fit time",
         "Every finished run is one mark. Up and to the left is better.",
-        dots,
-        Axis(f"test {metric}{unit.suffix}"),
+        score_series(comparison),
+        score_axes(comparison)[1],
     )
     yield _figure(
         f"Validation {metric} against time",
@@ -229,15 +237,11 @@ $table
 </html>
 """)
 
-_STYLE = """
-:root { color-scheme: light dark; --page: #fbfaf8; --card: #ffffff; --ink: #1d2126; --soft: #5b6470;
-  --rule: #dcdfe4; --tint: #f1f3f6; --notice: #fff3d6;
-  --s0: #0b62b0; --s1: #c2410c; --s2: #0f7b4f; --s3: #9c27a5; --s4: #8a6d00; --s5: #c2185b; --s6: #0e7490;
-  --s7: #57534e; }
-@media (prefers-color-scheme: dark) { :root { --page: #14171b; --card: #1b1f25; --ink: #e8eaed;
-  --soft: #a2abb7; --rule: #343b45; --tint: #242a32; --notice: #40351a;
-  --s0: #6cb4ff; --s1: #ff9a5c; --s2: #5fd6a0; --s3: #e29bea; --s4: #e5c454; --s5: #ff8fb6; --s6: #62d3e8;
-  --s7: #c3bdb6; } }
+_STYLE = (
+    STYLE
+    + """
+:root { --page: #fbfaf8; --tint: #f1f3f6; --notice: #fff3d6; }
+@media (prefers-color-scheme: dark) { :root { --page: #14171b; --tint: #242a32; --notice: #40351a; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--ink);
   font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif; }
@@ -265,13 +269,9 @@ figcaption { color: var(--soft); font-size: .88rem; }
 .swatch { width: 28px; height: 12px; vertical-align: baseline; }
 .legend { display: flex; flex-wrap: wrap; gap: .2rem 1rem; list-style: none; padding: 0; margin: .5rem 0;
   font-size: .88rem; }
-.grid { stroke: var(--rule); stroke-width: 1; fill: none; } .tick { fill: var(--soft); font-size: 13px; }
-.label { fill: var(--ink); font-size: 14px; } .line { fill: none; stroke-width: 2.2; stroke-linejoin: round; }
-.mark { stroke: var(--card); stroke-width: 1; }
 details { margin: .5rem 0; } summary { cursor: pointer; } li { overflow-wrap: anywhere; }
 .protocol { max-width: 46rem; font-size: .95rem; }
 @media (max-width: 34rem) { .tick { font-size: 19px; } .label { font-size: 19px; }
   figure { padding: .75rem; } }
-""" + "\n".join(
-    f".line.s{k} {{ stroke: var(--s{k}); }} .mark.s{k} {{ fill: var(--s{k}); }}" for k in range(COLOURS)
+"""
 )

@@ -20,6 +20,22 @@ COLOURS = 8
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
+#: style sheet of the charts; a page may use its colours --ink, --soft, --rule and --card too
+STYLE = """
+:root { color-scheme: light dark; --card: #ffffff; --ink: #1d2126; --soft: #5b6470; --rule: #dcdfe4;
+  --s0: #0b62b0; --s1: #c2410c; --s2: #0f7b4f; --s3: #9c27a5; --s4: #8a6d00; --s5: #c2185b; --s6: #0e7490;
+  --s7: #57534e; }
+@media (prefers-color-scheme: dark) { :root { --card: #1b1f25; --ink: #e8eaed; --soft: #a2abb7;
+  --rule: #343b45; --s0: #6cb4ff; --s1: #ff9a5c; --s2: #5fd6a0; --s3: #e29bea; --s4: #e5c454; --s5: #ff8fb6;
+  --s6: #62d3e8; --s7: #c3bdb6; } }
+.grid { stroke: var(--rule); stroke-width: 1; fill: none; } .tick { fill: var(--soft); font-size: 13px; }
+.label { fill: var(--ink); font-size: 14px; } .line { fill: none; stroke-width: 2.2; stroke-linejoin: round; }
+.mark { stroke: var(--card); stroke-width: 1; }
+""" + "\n".join(
+    f".line.s{k} {{ stroke: var(--s{k}); }} .mark.s{k} {{ fill: var(--s{k}); }}" for k in range(COLOURS)
+)
+
+
 @dataclass(frozen=True)
 class Series:
     """Points of one colour, joined by a line or drawn as dots; points that cannot be drawn are left out."""
@@ -74,6 +90,23 @@ def chart(series: Sequence[Series], x: Axis, y: Axis) -> str:
         f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{name}">'
         + "".join(parts)
         + "</svg>"
+    )
+
+
+def standalone(series: Sequence[Series], x: Axis, y: Axis) -> str:
+    """The chart as a file of its own, with legend and style."""
+    lines = [
+        f'<g>{_mark(one.colour, 20, 10 + 22 * k)}<text class="label" x="34" y="{15 + 22 * k}">'
+        f"{escape(one.label)}</text></g>"
+        for k, one in enumerate(series)
+    ]
+    height = HEIGHT + 22 * len(lines) + 10
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" '
+        f'height="{height}" font-family="system-ui, sans-serif"><style>{STYLE}</style>'
+        f'<rect width="100%" height="100%" fill="var(--card)"/>'
+        f'<svg width="{WIDTH}" height="{HEIGHT}">{chart(series, x, y)}</svg>'
+        f'<svg y="{HEIGHT + 5}">{"".join(lines)}</svg></svg>'
     )
 
 

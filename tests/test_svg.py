@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from liftopt.svg import HEIGHT, WIDTH, Axis, Series, chart, swatch, tick_text, ticks
+from liftopt.svg import HEIGHT, WIDTH, Axis, Series, chart, standalone, swatch, tick_text, ticks
 
 POSITIVE = st.floats(1e-12, 1e12)
 ANY = st.floats(allow_nan=True, allow_infinity=True)
@@ -72,3 +72,11 @@ def test_linear_ticks_are_inside_and_few(low, width):
 )
 def test_tick_text(value, text):
     assert tick_text(value) == text
+
+
+def test_standalone_picture_has_its_legend_and_style():
+    text = standalone([Series("one", [1.0, 2.0], [1.0, 3.0], 0)], Axis("x"), Axis("y"))
+    root = ET.fromstring(text)
+    assert root.tag.endswith("svg")
+    assert "prefers-color-scheme" in text
+    assert [t.text for t in root.iter() if t.text == "one" and t.tag.endswith("}text")] == ["one"]

@@ -1,0 +1,50 @@
+import re
+from pathlib import Path
+
+import pytest
+
+from liftopt.cli import main
+
+ROOT = Path(__file__).parent.parent
+PAGES = ["README.md", "docs/quickstart.md"]
+
+
+def read(page):
+    return (ROOT / page).read_text()
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_python_examples_run(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", read(page), flags=re.DOTALL)
+    assert blocks
+    namespace: dict[str, object] = {}
+    for block in blocks:
+        exec(compile(block, page, "exec"), namespace)
+    assert namespace["model"].score(namespace["X_test"], namespace["y_test"]) > 0.9  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("page", [*PAGES, "CONTRIBUTING.md"])
+def test_make_targets_exist(page):
+    named = set(re.findall(r"(?:\$ |`)make ([a-z-]+)", read(page)))
+    there = set(re.findall(r"^([a-z-]+):", read("Makefile"), flags=re.MULTILINE))
+    assert named
+    assert named <= there
+
+
+@pytest.mark.parametrize("page", [*PAGES, "docs/command_line.md"])
+def test_commands_are_understood(page, monkeypatch):
+    """Every ``liftopt`` line parses; the commands themselves are replaced."""
+    for command in ("_compare", "_fit", "_predict"):
+        monkeypatch.setattr(f"liftopt.cli.{command}", lambda arguments: 0)
+    lines = re.findall(r"^\$ liftopt (.*?)(?:\s+#.*)?$", read(page), flags=re.MULTILINE)
+    assert lines
+    for line in lines:
+        if "COMMAND" not in line:
+            assert main(line.split()) == 0
+
+
+def test_files_that_the_readme_links_to_exist():
+    links = re.findall(r"\]\(([^)#:]+)\)", read("README.md"))
+    assert links
+    assert all((ROOT / link).exists() for link in links)
