@@ -86,6 +86,13 @@ def _add_compare(commands: Any) -> None:
     )
     parser.add_argument("--repeats", type=_count, default=3, metavar="N", help="splits or seeds (default: 3)")
     parser.add_argument(
+        "--threads",
+        type=_count,
+        default=1,
+        metavar="N",
+        help="threads of the numerical libraries (default: 1)",
+    )
+    parser.add_argument(
         "--report",
         type=Path,
         default=Path("liftopt-report.html"),
@@ -170,6 +177,7 @@ def _compare(arguments: argparse.Namespace) -> int:
             hidden_layer_sizes=arguments.hidden,
             repeats=arguments.repeats,
             random_state=arguments.seed,
+            threads=arguments.threads,
             progress=progress,
         )
     print_comparison(comparison)

@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.metrics import accuracy_score, r2_score
 from sklearn.utils import check_random_state
-from threadpoolctl import threadpool_info
+from threadpoolctl import threadpool_limits
 
 from liftopt.comparison import Comparison, Run
 from liftopt.data import Dataset, Split, load
@@ -49,6 +49,7 @@ def compare(
     hidden_layer_sizes: Sequence[int] = (300,),
     repeats: int = 3,
     random_state: int = 0,
+    threads: int = 1,
     progress: Progress | None = None,
 ) -> Comparison:
     """Compare methods with tuned back-propagation on one data set.
@@ -67,6 +68,8 @@ def compare(
         Number of splits (or of seeds, on data with a standard split).
     random_state : int
         Seed of the first repeat; the following ones count up.
+    threads : int
+        Threads of the numerical libraries, for everyone.
     progress : callable, optional
         Called before each fit with (fits done, fits planned, what comes next).
 
@@ -95,9 +98,11 @@ def compare(
     )
     interruption = _Interruption()
     with interruption:
-        bench.warm_up(splits[0])
-        for repeat, split in enumerate(splits):
-            bench.run_repeat(repeat, split, random_state + repeat, interruption)
+        with threadpool_limits(as_count("threads", threads)):
+            bench.warm_up(splits[0])
+        with threadpool_limits(threads):  # now with the libraries that the warm-up has loaded
+            for repeat, split in enumerate(splits):
+                bench.run_repeat(repeat, split, random_state + repeat, interruption)
     return Comparison(
         data=data.name,
         task=data.task,
@@ -109,7 +114,7 @@ def compare(
         interrupted=interruption.requested,
         settings=_settings(data, splits[0], hidden, repeats, random_state)
         | {"grids": {entrant.name: list(entrant.grid) for entrant in bench.entrants if entrant.tuned}},
-        environment=_environment(),
+        environment=_environment(threads),
     )
 
 
@@ -329,13 +334,13 @@ def _settings(
     }
 
 
-def _environment() -> dict[str, Any]:
+def _environment(threads: int) -> dict[str, Any]:
     """Machine, versions and threads, without anything that identifies the machine."""
     return {
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "cores": os.cpu_count(),
-        "blas_threads": max((pool["num_threads"] for pool in threadpool_info()), default=1),
+        "threads": threads,
         "versions": dict(_versions()),
     }
 

@@ -173,7 +173,7 @@ def _protocol(comparison: Comparison) -> str:
         "methods do.",
         "Scores are means ± standard deviations over the repeats; times and sizes are medians. A small "
         "untimed fit loaded libraries and compiled kernels first.",
-        f"{e['system']}, {e['cores']} cores, {e['blas_threads']} BLAS threads; Python {e['python']}; "
+        f"{e['system']}, {e['cores']} cores, threads used: {e['threads']}; Python {e['python']}; "
         f"{versions}.",
     ]
     if comparison.target is not None:

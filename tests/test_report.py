@@ -74,7 +74,7 @@ def comparison(**changes):
             "python": "3.11",
             "system": "Linux",
             "cores": 2,
-            "blas_threads": 1,
+            "threads": 1,
             "versions": {"numpy": "2"},
         },
     }
