@@ -17,7 +17,7 @@ from liftopt.comparison import HEADINGS, Comparison, Run, format_row
 from liftopt.solvers.result import Record
 from liftopt.svg import STYLE, Axis, Series, chart, swatch
 
-_RESIDUALS = ("stationarity", "primal", "dual", "gap", "residual")
+_RESIDUALS = ("stationarity", "primal", "dual", "gap", "residual", "change")
 _SECONDS = Axis("CPU seconds of the fit", log=True)
 
 
@@ -173,8 +173,7 @@ def _protocol(comparison: Comparison) -> str:
         "methods do.",
         "Scores are means ± standard deviations over the repeats; times and sizes are medians. A small "
         "untimed fit loaded libraries and compiled kernels first.",
-        f"{e['system']}, {e['cores']} cores, threads used: {e['threads']}; Python {e['python']}; "
-        f"{versions}.",
+        f"{e['system']}, {e['cores']} cores, threads used: {e['threads']}; Python {e['python']}; {versions}.",
     ]
     if comparison.target is not None:
         lines.insert(

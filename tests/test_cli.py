@@ -2,6 +2,7 @@ import csv
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -329,3 +330,22 @@ def test_bad_input_as_a_program_gives_one_line_and_code_1(tmp_path):
     assert done.stderr.startswith("liftopt: error: ")
     assert len(done.stderr.splitlines()) == 1
     assert done.stdout == ""
+
+
+@pytest.mark.slow
+def test_ctrl_c_on_the_running_program(tmp_path):
+    """A SIGINT in the middle of the second baseline: the first one is reported."""
+    command = [sys.executable, "-m", "liftopt", "compare", "digits", "--methods", "adam", "--hidden", "20"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=tmp_path
+    ) as program:
+        assert program.stderr is not None
+        for line in program.stderr:
+            if "adam, our input map, tuning" in line:
+                program.send_signal(signal.SIGINT)
+                break
+        out, _ = program.communicate(timeout=120)
+    assert program.returncode == 130
+    assert "Finished runs: 1 of 6" in out
+    assert "Interrupted" in (tmp_path / "liftopt-report.html").read_text()
