@@ -29,6 +29,7 @@ autodoc_default_options = {"exclude-members": "set_fit_request, set_score_reques
 numpydoc_show_class_members = False
 html_theme = "pydata_sphinx_theme"
 html_theme_options = {"show_prev_next": False, "navigation_with_keys": False}
+html_sidebars = {"*": [], "methods/*": ["sidebar-nav-bs"], "api/**": ["sidebar-nav-bs"]}
 html_title = f"liftopt {release}"
 
 API = {
