@@ -38,7 +38,8 @@ Array = npt.NDArray[Any]
 _RELAXATION = 1.85
 _WORKING_SET = 512
 _BURST = 2  # iterations between two looks at the rows
-_ROUND_REDUCTION = 3e-4  # what one float32 round may gain before its rounding errors matter
+_ROUND_LIMIT = 1e-5  # what one float32 round can gain before its rounding errors matter
+_ROUND_REDUCTION = 3e-4  # what it should gain if another one has to follow
 _ROUND_ITERATIONS = 150
 _PILOT_ROWS = (16, 128)  # at least and at most, else one row in _PILOT_SHARE
 _PILOT_SHARE = 64
@@ -220,7 +221,9 @@ class _WorkingSet:
         self.n_iter += _BURST
         self.round_iter += _BURST
         early = self.round_iter == _BURST
-        self.threshold[early] = _ROUND_REDUCTION * self.change[early]
+        change = self.change[early]
+        last_round = self.target[early] >= _ROUND_LIMIT * change
+        self.threshold[early] = np.where(last_round, 0.0, _ROUND_REDUCTION * change)
         ready = self.change <= np.maximum(self.threshold, self.target)
         ready |= (self.round_iter >= _ROUND_ITERATIONS) | (self.n_iter >= self.max_iter)
         return np.flatnonzero(ready & (self.rows >= 0))
