@@ -1,8 +1,8 @@
 """Manifold networks with default settings against tuned Adam on small and tabular data sets.
 
 Adam has the same width and 20 trials of a quasirandom search over rate and batch size on a validation split
-of the training rows; ours has no search. Splits: the standard one where a set has one, else a fifth for testing.
-Scores are accuracies or R2 in percent.
+of the training rows; ours has no search. Splits: the standard one where a set has one, else a fifth for
+testing. Scores are accuracies or R2 in percent.
 """
 
 from __future__ import annotations
