@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
-NOT_BENCHMARKS = {"common", "run", "tables"}
+NOT_BENCHMARKS = {"common", "run", "tables", "ternary_rivals"}
 
 
 def scripts(names: list[str]) -> list[Path]:

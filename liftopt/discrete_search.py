@@ -10,6 +10,7 @@ on the rows of a stage falls with every accepted step.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,7 +29,7 @@ from liftopt.discrete_stages import (
     unit_shape,
 )
 from liftopt.solvers.moments import moments
-from liftopt.solvers.softmax_search import DiscreteAffine, SoftmaxSearch
+from liftopt.solvers.softmax_search import DiscreteAffine, SearchPoint, SoftmaxSearch
 from liftopt.solvers.unit_search import Features, Unit, improve_unit
 
 Array = npt.NDArray[Any]
@@ -116,6 +117,7 @@ class NetworkSearch:
         self.X, self.objective, self.threshold = X, objective, threshold
         self.rng = np.random.default_rng(random_state)
         self._linear: SoftmaxSearch | None = None
+        self._point: SearchPoint | None = None
 
     def sweep(self, stages: list[Stage]) -> Sweep:
         """Visit all hidden units, then the head."""
@@ -135,15 +137,17 @@ class NetworkSearch:
         return Sweep(stages, loss, changes + int((stages[-1].weights.codes != before).sum()))
 
     def _softmax_head(self, stage: Stage, V: Array) -> Stage:
-        search = self._linear
+        search, start = self._linear, self._point
         if search is None or V is not self.X:
             target, weight = self.objective.target, self.objective.weight
             search = SoftmaxSearch(V, target, stage.weights.values, weights=weight, threshold=self.threshold)
-            self._linear = search if V is self.X else None
-        start = search.at(DiscreteAffine(stage.weights, stage.bias))
+        if start is None or start.x.weights is not stage.weights:
+            start = search.at(DiscreteAffine(stage.weights, stage.bias))
         found, _ = search.sweep(start, self.rng)
-        best = found.x if found.loss < start.loss else start.x
-        return replaced(stage, best.weights.codes, best.weights.scale, best.bias)
+        best = found if found.loss < start.loss else start
+        if V is self.X:  # a linear model: the next sweep has the same inputs and starts here
+            self._linear, self._point = search, best
+        return replace(stage, weights=best.x.weights, bias=best.x.bias)
 
     def _least_squares_head(self, stage: Stage, V: Array) -> Stage:
         statistics = moments(V, self.objective.target, sample_weight=self.objective.weight)

@@ -48,14 +48,14 @@ from liftopt.packing import Packing
 from liftopt.solvers.least_squares import solve_ridge
 from liftopt.solvers.network_search import search_network
 from liftopt.solvers.result import Callback, Record
-from liftopt.solvers.softmax_search import SoftmaxSearch
+from liftopt.solvers.softmax_search import softmax_origin
 from liftopt.solvers.validation import as_count, as_scalar
 from liftopt.solvers.value_sets import TERNARY, FiniteWeights, as_values
 
 Array = npt.NDArray[Any]
 Algorithm = Literal["layerwise", "literal"]
 
-DEFAULT_START = "adam"
+DEFAULT_START = "manifold"
 _PATIENCE = 3
 _RANGE_RATIO = 4.0
 
@@ -311,7 +311,7 @@ class _Ternary:
 def _linear_start(stage: Stage, values: Array, train: TrainingData) -> Stage:
     """Start of a linear model: near zero for classes, discrete ridge regression for numbers."""
     if train.codes is not None:
-        origin = SoftmaxSearch(train.X, train.target, values, weights=train.weight).origin()
+        origin = softmax_origin(train.X, train.target.shape[1], values, train.weight)
         return Stage(stage.layer, stage.after, origin.weights, origin.bias)
     fitted = solve_ridge(train.X, train.target, alpha=1e-6, relative=True, sample_weight=train.weight).x
     layer = with_numbers(stage.layer, fitted.weight, fitted.intercept)

@@ -149,6 +149,14 @@ _MESSAGES = {
 }
 
 
+def softmax_origin(X: Array, k: int, values: Array, weights: Array | None = None) -> DiscreteAffine:
+    """Start of a search: entries nearest to zero, one scale that keeps logits of order one, no biases."""
+    square = float(np.average(np.einsum("nd,nd->n", X, X, dtype=np.float64), weights=weights))
+    scale = np.full(k, 4.0 / np.sqrt(max(square, 1e-12)) / np.abs(values).max())
+    codes = np.full((X.shape[1], k), np.abs(values).argmin(), dtype=np.uint8)
+    return DiscreteAffine(FiniteWeights(values, codes, scale), np.zeros(k))
+
+
 class SearchPoint(NamedTuple):
     """Weights, the products ``X T`` (n, K) of their unscaled entries, and the summed loss."""
 
@@ -187,11 +195,7 @@ class SoftmaxSearch:
 
     def origin(self) -> DiscreteAffine:
         """Entries nearest to zero, one scale that keeps logits of order one."""
-        squares = np.einsum("nd,nd->n", self.X, self.X, dtype=np.float64)
-        square = float(np.average(squares, weights=self.weights))
-        scale = np.full(self.shape[1], 4.0 / np.sqrt(max(square, 1e-12)) / np.abs(self.values).max())
-        codes = np.full(self.shape, np.abs(self.values).argmin(), dtype=np.uint8)
-        return DiscreteAffine(FiniteWeights(self.values, codes, scale), np.zeros(self.shape[1]))
+        return softmax_origin(self.X, self.shape[1], self.values, self.weights)
 
     def at(self, x: DiscreteAffine) -> SearchPoint:
         """The point of given weights, scales and biases refitted."""
