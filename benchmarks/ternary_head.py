@@ -130,7 +130,7 @@ def main() -> None:
             ],
             "rows": [[*row, head.nbytes, hits["ternary"], hits["float"]]],
             "notes": [
-                "Least squares on one-hot targets; search: projection, error feedback, descent to a local optimum.",
+                "One-hot least squares; search: projection, error feedback, descent to a local optimum.",
                 "The rows are a fraction of 1.28 M; the search does not depend on their number.",
                 "Accuracy on 8,192 new synthetic rows; resident memory is that of the whole process.",
             ],
