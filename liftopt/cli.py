@@ -136,7 +136,7 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         "--task", choices=["classification", "regression"], help="default: seen from the target's values"
     )
     parser.add_argument(
-        "--hidden", type=_widths, default=(100,), metavar="N[,N]", help="hidden layer sizes (default: 100)"
+        "--hidden", type=_widths, default=(300,), metavar="N[,N]", help="hidden layer sizes (default: 300)"
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="random seed (default: 0)")
 

@@ -46,7 +46,7 @@ def compare(
     *,
     target: str | None = None,
     methods: Sequence[str] | None = None,
-    hidden_layer_sizes: Sequence[int] = (100,),
+    hidden_layer_sizes: Sequence[int] = (300,),
     repeats: int = 3,
     random_state: int = 0,
     threads: int = 1,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from html import escape
 from string import Template
 from typing import NamedTuple
@@ -18,6 +19,7 @@ from liftopt.solvers.result import Record
 from liftopt.svg import STYLE, Axis, Series, chart, swatch
 
 _RESIDUALS = ("stationarity", "primal", "dual", "gap", "residual", "change")
+_SHOWN_BELOW = 0.15
 _SECONDS = Axis("CPU seconds of the fit", log=True)
 
 
@@ -91,8 +93,9 @@ def _figures(comparison: Comparison) -> Iterable[str]:
     )
     yield _figure(
         f"Validation {metric} against time",
-        "First repeat; each method on the rows it held out itself. The mark is where the fit ended.",
-        curves(lambda run: [unit.scale * _number(record, "validation_score") for record in run.history]),
+        "First repeat; each method on the rows it held out itself. The mark is where the fit ended. Scores "
+        f"more than {_SHOWN_BELOW * unit.scale:g} below the best one are left out.",
+        _near_the_best(curves(lambda run: [unit.scale * score for score in _validation_scores(run)]), unit),
         Axis(f"validation {metric}{unit.suffix}"),
     )
     yield _figure(
@@ -134,6 +137,18 @@ def _figure(title: str, caption: str, series: Sequence[Series], y: Axis) -> str:
         f"<figure><h3>{escape(title)}</h3>{picture}<ul class='legend'>{legend}</ul>"
         f"<figcaption>{escape(caption)}</figcaption></figure>"
     )
+
+
+def _near_the_best(series: Sequence[Series], unit: _Unit) -> list[Series]:
+    """Low starts are blanked out: they would squeeze the part of the axis that matters."""
+    floor = (
+        max((y for one in series for y in one.y if math.isfinite(y)), default=0.0) - _SHOWN_BELOW * unit.scale
+    )
+    return [replace(one, y=[y if y >= floor else math.nan for y in one.y]) for one in series]
+
+
+def _validation_scores(run: Run) -> list[float]:
+    return [_number(record, "validation_score") for record in run.history]
 
 
 def _times(run: Run) -> list[float]:
@@ -179,7 +194,8 @@ def _protocol(comparison: Comparison) -> str:
         lines.insert(
             2,
             f"“s to baseline”: CPU seconds until the validation {comparison.metric} first reached "
-            f"{comparison.target:.4g}, the median over the repeats of the best of {comparison.reference}.",
+            f"{comparison.target:.4g}, the median over the repeats of the best of {comparison.reference}; a "
+            "dash stands for methods that do not record it.",
         )
     return "".join(f"<p>{escape(line)}</p>" for line in lines)
 
