@@ -63,6 +63,7 @@ _WHITEN_FROM, _SHARE = 257, 0.95  # features from which only that share of the v
 _MULTIPLIERS = {"stochastic": 0.2, "monotone": 0.1}
 _RIDGE_PATH = (1e-1, 1e-2, 1e-3)  # monotone mode
 _START_ROWS = 3000
+_MOST_HELD = 5_000  # held-out rows
 _WIDE_ROWS = 20_000  # up to here the monotone mode works in float64
 
 
@@ -145,7 +146,7 @@ class _Fenchel:
         self, network: Network, data: TrainingData, random_state: np.random.RandomState, recorder: Recorder
     ) -> Network:
         """Full-batch descent of the lifted objective and the refit of the head."""
-        rows, held = holdout_split(data, self.validation_fraction, random_state)
+        rows, held = self._split(data, random_state)
         dtype = np.float64 if rows.size <= _WIDE_ROWS else np.float32
         maps = linear_maps(network.astype(dtype))
         settings = self._descent(held.size > 0)
@@ -180,7 +181,7 @@ class _Fenchel:
         self, network: Network, data: TrainingData, random_state: np.random.RandomState, recorder: Recorder
     ) -> Network:
         """Mini-batch block steps, the best weights on held-out rows."""
-        rows, held = holdout_split(data, self.validation_fraction, random_state)
+        rows, held = self._split(data, random_state)
         maps = linear_maps(network)
         trainer = BlockTrainer(
             maps,
@@ -203,6 +204,11 @@ class _Fenchel:
         run_interruptible(run.fit, type(self).__name__)
         self.n_iter_ = max(1, run.passes)
         return rebuild(network.astype(np.float32), maps, trainer.weights, trainer.biases)
+
+    def _split(self, data: TrainingData, random_state: np.random.RandomState) -> tuple[Array, Array]:
+        """Indices of the training and the held-out rows."""
+        fraction = self.validation_fraction
+        return holdout_split(data, min(fraction, _MOST_HELD / data.X.shape[0]), random_state)
 
     def _check_parameters(self) -> None:
         """Refuse parameters out of range before any work."""
@@ -357,7 +363,8 @@ class FenchelClassifier(_Fenchel, NetworkClassifier):
         with 95 % of the variance beyond 256 features; a mapping holds arguments of
         :func:`liftopt.input_map.fit_input_map`.
     validation_fraction : float
-        Share of the rows held out to choose decay, noise and the best pass or sweep (none below 10 rows).
+        Share of the rows held out to choose decay, noise and the best pass or sweep (at most 5,000
+        rows, none below 10).
     tol : float
         Monotone mode: bound on the largest block residual, see :meth:`liftopt.lifted.LiftedProblem.measure`.
     class_weight : dict, "balanced" or None

@@ -24,8 +24,7 @@ Array = npt.NDArray[Any]
 _RACE_BATCHES = 20
 _RACE_ROUNDS = 5
 _RACE_FACTOR = 4.0
-_RACE_PROGRESS = 0.7  # share of the first loss below which a step counts as working
-_RACE_SLACK = 1.4  # a few batches favour short steps: the longest of about equal ones serves the run best
+_RACE_SLACK = 1.1  # how much more a shorter step must promise
 _PROBE_ROWS = 4000
 _PATIENCE = 3, 8  # passes without a better hold-out loss before the decay: at least 3, an eighth of all
 _MAX_RESTARTS = 6
@@ -144,19 +143,19 @@ class StochasticRun:
         self.trainer.step(rows.Z[batch], rows.target[batch], weight, length, self.noise)
 
     def _race(self) -> None:
-        """Move the step by factors of four while a few batches from the start say that it pays."""
+        """Move the step by factors of four while short decayed runs from the start say that it pays."""
         trainer = self.trainer
         count = min(_RACE_BATCHES, len(self._slices) * self.budget.max_iter)
         size = self._slices[0].stop
         index = [self._random.randint(len(self.train), size=size) for _ in range(count)]
         batches = [self.train.take(i) for i in index]
-        start, initial = trainer.state(), self._loss(self._probe)
+        start = trainer.state()
 
         def run(length: float) -> tuple[float, list[Array]]:
             trainer.restore(start, 0)
             with np.errstate(over="ignore", invalid="ignore"):
-                for batch in batches:
-                    self._step(batch, slice(None), length)
+                for index, batch in enumerate(batches):
+                    self._step(batch, slice(None), length * (1.0 - index / count))
                 loss = self._loss(self._probe) if trainer.finite else np.inf
             return (loss if np.isfinite(loss) else np.inf), trainer.state()
 
@@ -169,11 +168,9 @@ class StochasticRun:
 
         for _ in range(_RACE_ROUNDS):
             shorter, longer = self.length / _RACE_FACTOR, self.length * _RACE_FACTOR
-            here, below, above = loss_at(self.length), loss_at(shorter), loss_at(longer)
-            slack = _RACE_SLACK if here < _RACE_PROGRESS * initial else 1.0
-            if here > slack * below:
+            if loss_at(self.length) > _RACE_SLACK * loss_at(shorter):
                 self.length = shorter
-            elif above < here or above <= min(slack * here, _RACE_PROGRESS * initial):
+            elif loss_at(longer) < loss_at(self.length):
                 self.length = longer
             else:
                 break
