@@ -3,8 +3,8 @@
 FenchelClassifier (stochastic mode) against Adam with a one-cycle schedule on standardised raw input and on
 the same input map. Every method runs at several budgets; time is that of the whole ``fit``, map and
 validation included. Peak rates of Adam (per budget) and the width of the map (shared by both) are chosen on
-rows held out of the training set; the test set is read once per run. Also: step scales around the default, the
-step without second order (a very large multiplier), and the run without noise.
+rows held out of the training set; the test set is read once per run. Also: step scales around the default,
+the step without second order (a very large multiplier), and the run without noise.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ Array = npt.NDArray[Any]
 _RACE_BATCHES = 20
 _RACE_ROUNDS = 5
 _RACE_FACTOR = 4.0
-_RACE_SLACK = 1.1  # how much more a shorter step must promise
+_RACE_GAIN = 0.97  # what a longer step must promise
 _PROBE_ROWS = 4000
 _PATIENCE = 3, 8  # passes without a better hold-out loss before the decay: at least 3, an eighth of all
 _MAX_RESTARTS = 6
@@ -168,9 +168,9 @@ class StochasticRun:
 
         for _ in range(_RACE_ROUNDS):
             shorter, longer = self.length / _RACE_FACTOR, self.length * _RACE_FACTOR
-            if loss_at(self.length) > _RACE_SLACK * loss_at(shorter):
+            if loss_at(shorter) < loss_at(self.length):
                 self.length = shorter
-            elif loss_at(longer) < loss_at(self.length):
+            elif loss_at(longer) < _RACE_GAIN * loss_at(self.length):
                 self.length = longer
             else:
                 break
