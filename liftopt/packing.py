@@ -79,7 +79,7 @@ class FiniteArray:
         *,
         packing: Packing = "bits",
     ) -> FiniteArray:
-        """Pack ``codes`` (units, *unit_shape), integers below ``len(values)``."""
+        """Pack ``codes`` of shape ``(units, *unit_shape)``, integers below ``len(values)``."""
         if codes.size and int(codes.max()) >= values.size:
             raise ValueError(f"codes reach {int(codes.max())}, the value set has {values.size} elements")
         packed = pack_codes(codes.reshape(codes.shape[0], -1), values.size, packing)
@@ -101,7 +101,7 @@ class FiniteArray:
         return self.scale.dtype
 
     def codes(self) -> Array:
-        """The codes, shape (units, *unit_shape), uint8."""
+        """The codes, uint8 of shape ``(units, *unit_shape)``."""
         codes = unpack_codes(self.packed, self.values.size, self.fan_in, self.packing)
         return codes.reshape(self.shape)
 
