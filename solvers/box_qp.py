@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 Backend = Literal["batched", "osqp", "cvxpy"]
 
-_MARGIN = 0.98  # of tol, asked for in scaled coordinates: leaves room for rounding
+# share of tol asked for in scaled coordinates: leaves room for the rounding of residuals
+_SHARE = {np.dtype(np.float32): 0.8, np.dtype(np.float64): 0.98}
 
 
 class BoxProblems(NamedTuple):
@@ -165,7 +166,8 @@ def _solve_batched(
     spectrum = _spectrum(scaled)
     batch = Batch(scaled, problems.C * scale, problems.lower / scale, problems.upper / scale, scale)
     init = None if init is None else init / scale
-    outcome = solve_batched(batch, spectrum, init, tol=_MARGIN * tol, max_iter=max_iter, deadline=deadline)
+    aim = _SHARE[scaled.dtype] * tol
+    outcome = solve_batched(batch, spectrum, init, tol=aim, max_iter=max_iter, deadline=deadline)
     X = _unscaled(outcome.z, batch, problems)
     unbounded = []
     for row in np.flatnonzero(outcome.residual > tol).tolist():
@@ -232,7 +234,7 @@ def _result(problems: BoxProblems, solution: Solution, tol: float, start: float,
 
 def _checked(H: npt.ArrayLike, C: npt.ArrayLike, lower: npt.ArrayLike, upper: npt.ArrayLike) -> BoxProblems:
     H, C = as_square("H", H), as_finite("C", C, ndim=2)
-    dtype = np.result_type(H, C)
+    dtype = np.dtype(np.float32 if np.result_type(H, C).itemsize <= 4 else np.float64)
     if C.shape[1] != H.shape[0] or not H.size:
         raise ValueError(f"C of shape {C.shape} does not hold rows for H of shape {H.shape}")
     low = _bound("lower", lower, C.shape, dtype)

@@ -183,6 +183,13 @@ def test_zero_hessian_in_a_box_is_solved_at_the_corners():
     np.testing.assert_allclose(result.x, [[2.0, -1.0]])
 
 
+@pytest.mark.parametrize(("given", "used"), [("f2", "f8"), ("i8", "f8"), ("longdouble", "f8")])
+def test_other_dtypes(given, used):
+    result = solve_box_qp(np.eye(2, dtype=given), np.ones((1, 2), dtype=given), tol=1e-3)
+    assert result.x.dtype == used
+    np.testing.assert_allclose(result.x, 1.0, atol=1e-3)
+
+
 def test_no_rows():
     assert solve_box_qp(np.eye(3), np.empty((0, 3))).x.shape == (0, 3)
 
