@@ -13,6 +13,7 @@ from sklearn.datasets import load_diabetes, load_iris
 
 from liftopt import Network, __version__
 from liftopt.cli import main
+from liftopt.methods import METHODS
 from liftopt.model import predict_table
 
 ROOT = Path(__file__).parent.parent
@@ -349,3 +350,14 @@ def test_ctrl_c_on_the_running_program(tmp_path):
     assert program.returncode == 130
     assert "Finished runs: 1 of 6" in out
     assert "Interrupted" in (tmp_path / "liftopt-report.html").read_text()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains_saves_and_predicts(method, table, tmp_path, capsys):
+    model = tmp_path / "model.safetensors"
+    assert call("fit", table, "--target", "label", "--method", method, "--hidden", 8, "--out", model) == 0
+    capsys.readouterr()
+    assert call("predict", model, table) == 0
+    labels = [row[0] for row in read_csv(capsys.readouterr().out)[1:]]
+    truth = [row[-1] for row in read_csv(table.read_text())[1:]]
+    assert np.mean([a == b for a, b in zip(labels, truth, strict=True)]) > 0.8
