@@ -45,11 +45,12 @@ class SplineReport:
         for row in rows:
             shown = " ".join(f"{value:12.5g}" for value in row["coefficients"][:3])
             more = " ..." if len(row["coefficients"]) > 3 else ""
-            lines.append(f"{row['term']:<{width}}  {shown}{more}  {row['sd']:10.4g}  {row['rise']:9.2%}")
+            rise = f"{row['rise']:9.2%}" if np.isfinite(row["rise"]) else " " * 9
+            lines.append(f"{row['term']:<{width}}  {shown}{more}  {row['sd']:10.4g}  {rise}".rstrip())
         return "\n".join(lines)
 
     def terms(self) -> list[dict[str, Any]]:
-        """One record a term: ``term``, ``coefficients``, ``sd`` and ``rise`` as in :meth:`summary`."""
+        """One record a term: ``term``, ``coefficients``, ``sd``, ``rise`` (NaN for the intercept)."""
         check_is_fitted(self)
         spline = self.spline_
         _, covariance = spline.moments
