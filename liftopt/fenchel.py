@@ -56,13 +56,14 @@ Array = npt.NDArray[Any]
 Mode = Literal["auto", "stochastic", "monotone"]
 
 _MODES = ("auto", "stochastic", "monotone")
-_STOCHASTIC_FROM = 2500  # rows
+_STOCHASTIC_FROM = 500  # rows
 _PASSES = 12, 100
 _SWEEPS, _STEPS = 50, 3000  # default budgets: monotone sweeps, stochastic block steps
 _WHITEN_FROM, _SHARE = 257, 0.95  # features from which only that share of the variance is kept
 _MULTIPLIERS = {"stochastic": 0.2, "monotone": 0.1}
 _RIDGE_PATH = (1e-1, 1e-2, 1e-3)  # monotone mode
 _START_ROWS = 3000
+_NOISE_FROM = 50  # mapped inputs; fewer carry no redundancy that noise could spare
 _MOST_HELD = 5_000  # held-out rows
 _WIDE_ROWS = 20_000  # up to here the monotone mode works in float64
 
@@ -199,7 +200,12 @@ class _Fenchel:
             return Rows(Z, data.target[index].astype(np.float32, copy=False), weight)
 
         run = StochasticRun(
-            trainer, pick(rows), pick(held), self._budget(rows.size), random_state, recorder.add
+            trainer,
+            pick(rows),
+            pick(held),
+            self._budget(rows.size, data.X.shape[1]),
+            random_state,
+            recorder.add,
         )
         run_interruptible(run.fit, type(self).__name__)
         self.n_iter_ = max(1, run.passes)
@@ -250,12 +256,13 @@ class _Fenchel:
     def _multiplier(self, mode: str) -> float:
         return _MULTIPLIERS[mode] if self.multiplier == "auto" else float(self.multiplier)
 
-    def _budget(self, n: int) -> Budget:
-        """Sizes of the stochastic mode for ``n`` training rows."""
+    def _budget(self, n: int, width: int) -> Budget:
+        """Sizes of the stochastic mode for ``n`` training rows of ``width`` mapped inputs."""
+        noise = (self.dropout, self.input_noise) if width >= _NOISE_FROM else (0.0, 0.0)
         size = int(np.clip(n // 64, 32, 250)) if self.batch_size == "auto" else self.batch_size
         batches = max(1, n // size)
         passes = int(np.clip(np.ceil(_STEPS / batches), *_PASSES)) if self.max_iter is None else self.max_iter
-        return Budget(self.step, size, passes, self.dropout, self.input_noise)
+        return Budget(self.step, size, passes, *noise)
 
     def _head(self, data: TrainingData) -> Head:
         name = self._heads[0] if self.loss == "auto" else self.loss
@@ -335,7 +342,7 @@ class FenchelClassifier(_Fenchel, NetworkClassifier):
         Head; ``"auto"`` is the cross-entropy.
     mode : {"auto", "stochastic", "monotone"}
         ``"monotone"`` lowers the relaxed objective at every step, over all rows; ``"stochastic"`` takes
-        mini-batches and makes no such promise. ``"auto"`` is monotone below 2,500 rows.
+        mini-batches and makes no such promise. ``"auto"`` is monotone below 500 rows.
     max_iter : int or None
         Passes over the data, or sweeps over the blocks in monotone mode. None: as many passes as make 3,000
         block steps (12 to 100), or 50 sweeps for every ridge.
@@ -354,10 +361,11 @@ class FenchelClassifier(_Fenchel, NetworkClassifier):
     batch_size : int or "auto"
         Stochastic mode; ``"auto"`` is n / 64 within 32 and 250.
     dropout : float
-        Largest share of hidden units held at zero, divided by the number of hidden layers; the level follows
-        the generalisation gap.
+        Largest share of hidden units held at zero, divided by the number of hidden layers; the level rises
+        while the held-out loss does.
     input_noise : float
-        Largest standard deviation of noise on mapped inputs; the level follows the generalisation gap.
+        Largest standard deviation of noise on mapped inputs; the level rises while the held-out loss does.
+        Neither noise is used with fewer than 50 mapped inputs.
     input_map : {"auto", "standardise", "pca"}, mapping or None
         Map of the inputs during training, folded into the first layer. ``"auto"`` is the damped whitening,
         with 95 % of the variance beyond 256 features; a mapping holds arguments of
