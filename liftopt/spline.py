@@ -284,7 +284,9 @@ class SplineClassifier(_SplineEstimator, NetworkClassifier):
     ----------
     alpha : float
         Ridge: ``mean cross-entropy + alpha / 2 |A|^2`` over standardised terms.
-    max_terms, max_degree, interaction, max_knots, minspan, endspan, tol, pruning, penalty, cv, refine, \
+    max_degree : int
+        Largest number of variables in a term; interactions help classes less often than they cost time.
+    max_terms, interaction, max_knots, minspan, endspan, tol, pruning, penalty, cv, refine, \
     n_jobs, random_state
         As for :class:`SplineRegressor`.
 
@@ -305,7 +307,7 @@ class SplineClassifier(_SplineEstimator, NetworkClassifier):
         *,
         alpha: float = 1e-3,
         max_terms: int | None = None,
-        max_degree: int = 2,
+        max_degree: int = 1,
         interaction: Interaction = "min",
         max_knots: int | None = 64,
         minspan: int | None = None,
