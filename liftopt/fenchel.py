@@ -22,312 +22,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
-from sklearn.utils import check_random_state
 from sklearn.utils.class_weight import compute_sample_weight
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import _check_sample_weight, validate_data
 
-from liftopt.base import (
-    NetworkClassifier,
-    NetworkRegressor,
-    Recorder,
-    TrainingData,
-    check_layer_sizes,
-    holdout_split,
-    initial_network,
-    run_interruptible,
-    starting_network,
-)
-from liftopt.block_steps import BlockTrainer
-from liftopt.continuation import Descent, Outcome, descend_lifted
-from liftopt.input_map import InputMap, fold, unfold
-from liftopt.layers import Dense
-from liftopt.lifted import LiftedProblem
-from liftopt.linear_maps import channels_last, linear_maps, rebuild
-from liftopt.losses import CLASSIFICATION_HEADS, REGRESSION_HEADS, Head, get_head
+from liftopt.base import NetworkClassifier, NetworkRegressor, TrainingData
+from liftopt.fenchel_training import LiftedTraining, Mode
+from liftopt.losses import CLASSIFICATION_HEADS, REGRESSION_HEADS
 from liftopt.monotone import Order
 from liftopt.network import Network
-from liftopt.preparation import affine_outputs, fit_map, mapped, target_moments
-from liftopt.solvers.least_squares import solve_ridge
-from liftopt.solvers.result import Callback, Record
-from liftopt.solvers.validation import as_count, as_scalar
-from liftopt.stochastic import Budget, Rows, StochasticRun
-
-Array = npt.NDArray[Any]
-Mode = Literal["auto", "stochastic", "monotone"]
-
-_MODES = ("auto", "stochastic", "monotone")
-_STOCHASTIC_FROM = 500  # rows
-_PASSES = 12, 100
-_SWEEPS, _STEPS = 50, 3000  # default budgets: monotone sweeps, stochastic block steps
-_WHITEN_FROM, _SHARE = 257, 0.95  # features from which only that share of the variance is kept
-_MULTIPLIERS = {"stochastic": 0.2, "monotone": 0.1}
-_RIDGE_PATH = (1e-1, 1e-2, 1e-3)  # monotone mode
-_START_ROWS = 3000
-_NOISE_FROM = 50  # mapped inputs; fewer carry no redundancy that noise could spare
-_MOST_HELD = 5_000  # held-out rows
-_WIDE_ROWS = 20_000  # up to here the monotone mode works in float64
+from liftopt.solvers.result import Callback
 
 
-class _Fenchel:
-    """Parameters and fit of both estimators; see :class:`FenchelClassifier`."""
-
-    network_: Network
-    history_: list[Record]
-    n_iter_: int
-    _heads: tuple[str, ...]
-
-    def __init__(
-        self,
-        *,
-        hidden_layer_sizes: Sequence[int] = (100,),
-        activation: str = "relu",
-        loss: str = "auto",
-        mode: Mode = "auto",
-        max_iter: int | None = None,
-        alpha: float | Literal["auto"] = "auto",
-        multiplier: float | Literal["auto"] = "auto",
-        multiplier_schedule: str = "fixed",
-        order: Order = "parallel",
-        step: float = 0.06,
-        batch_size: int | Literal["auto"] = "auto",
-        dropout: float = 0.2,
-        input_noise: float = 0.3,
-        input_map: str | Mapping[str, Any] | None = "auto",
-        validation_fraction: float = 0.1,
-        tol: float = 1e-4,
-        warm_start: bool = False,
-        init: Network | str | None = None,
-        n_jobs: int = 1,
-        random_state: int | np.random.RandomState | None = None,
-        callback: Callback | None = None,
-        verbose: bool = False,
-    ) -> None:
-        self.hidden_layer_sizes = hidden_layer_sizes
-        self.activation = activation
-        self.loss = loss
-        self.mode = mode
-        self.max_iter = max_iter
-        self.alpha = alpha
-        self.multiplier = multiplier
-        self.multiplier_schedule = multiplier_schedule
-        self.order = order
-        self.step = step
-        self.batch_size = batch_size
-        self.dropout = dropout
-        self.input_noise = input_noise
-        self.input_map = input_map
-        self.validation_fraction = validation_fraction
-        self.tol = tol
-        self.warm_start = warm_start
-        self.init = init
-        self.n_jobs = n_jobs
-        self.random_state = random_state
-        self.callback = callback
-        self.verbose = verbose
-
-    def _fit(self, data: TrainingData) -> None:
-        """Train on checked data and set the fitted attributes."""
-        self._check_parameters()
-        random_state = check_random_state(self.random_state)
-        recorder = Recorder(type(self).__name__, self.verbose, self.callback)
-        if data.weight is not None:
-            data = data.rows(np.flatnonzero(data.weight > 0))
-        start = self._given_start(data, random_state)
-        input_map = self._fit_input_map(data, start, random_state)
-        centre, scale = target_moments(data)
-        problem = mapped(data, input_map, centre, scale)
-        network = self._start(start, problem, input_map, centre, scale, random_state)
-        fit = self._fit_monotone if self._resolved_mode(data, network) == "monotone" else self._fit_stochastic
-        trained = fit(network, problem, random_state, recorder)
-        trained = affine_outputs(trained.astype(data.X.dtype), scale, centre)
-        self.network_ = trained if input_map is None else fold(trained, input_map)
-        self.history_ = recorder.history
-
-    def _fit_monotone(
-        self, network: Network, data: TrainingData, random_state: np.random.RandomState, recorder: Recorder
-    ) -> Network:
-        """Full-batch descent of the lifted objective and the refit of the head."""
-        rows, held = self._split(data, random_state)
-        dtype = np.float64 if rows.size <= _WIDE_ROWS else np.float32
-        maps = linear_maps(network.astype(dtype))
-        settings = self._descent(held.size > 0)
-
-        def problem_of(index: Array) -> LiftedProblem:
-            part = data.rows(index)
-            X = channels_last(part.X.astype(dtype, copy=False), network.input_shape)
-            target = part.target.astype(dtype, copy=False)
-            return LiftedProblem(
-                maps,
-                self._head(data),
-                X,
-                target,
-                settings.start(len(maps) - 1),
-                settings.ridges[0],
-                part.weight,
-            )
-
-        lifted, unseen = problem_of(rows), problem_of(held)
-        start = lifted.forward([part.weight for part in maps], [part.layer.bias for part in maps])
-        outcome = Outcome(start, unseen.forward_loss if held.size else None)
-
-        def report(record: Record) -> bool:
-            return recorder.add(**{k: v for k, v in record.items() if k not in ("iteration", "time")})
-
-        name = type(self).__name__
-        run_interruptible(lambda: descend_lifted(lifted, outcome, settings, report), name)
-        self.n_iter_ = max(1, outcome.n_iter)
-        return rebuild(network.astype(dtype), maps, outcome.best.weights, outcome.best.biases)
-
-    def _fit_stochastic(
-        self, network: Network, data: TrainingData, random_state: np.random.RandomState, recorder: Recorder
-    ) -> Network:
-        """Mini-batch block steps, the best weights on held-out rows."""
-        rows, held = self._split(data, random_state)
-        maps = linear_maps(network)
-        trainer = BlockTrainer(
-            maps,
-            self._head(data),
-            self._multiplier("stochastic"),
-            np.float32,
-            0.0 if self.alpha == "auto" else self.alpha,
-        )
-
-        def pick(index: Array) -> Rows:
-            Z = channels_last(data.X[index].astype(np.float32, copy=False), network.input_shape)
-            weight = None if data.weight is None else data.weight[index]
-            if weight is not None:
-                weight = (weight / weight.mean()).astype(np.float32)
-            return Rows(Z, data.target[index].astype(np.float32, copy=False), weight)
-
-        run = StochasticRun(
-            trainer,
-            pick(rows),
-            pick(held),
-            self._budget(rows.size, data.X.shape[1]),
-            random_state,
-            recorder.add,
-        )
-        run_interruptible(run.fit, type(self).__name__)
-        self.n_iter_ = max(1, run.passes)
-        return rebuild(network.astype(np.float32), maps, trainer.weights, trainer.biases)
-
-    def _split(self, data: TrainingData, random_state: np.random.RandomState) -> tuple[Array, Array]:
-        """Indices of the training and the held-out rows."""
-        fraction = self.validation_fraction
-        return holdout_split(data, min(fraction, _MOST_HELD / data.X.shape[0]), random_state)
-
-    def _check_parameters(self) -> None:
-        """Refuse parameters out of range before any work."""
-        if self.mode not in _MODES:
-            raise ValueError(f"mode must be one of {', '.join(_MODES)}, got {self.mode!r}")
-        if self.alpha != "auto":
-            as_scalar("alpha", self.alpha, low=0.0)
-        as_scalar("tol", self.tol, low=0.0)
-        as_scalar("step", self.step, low=0.0, strict=True)
-        as_scalar("dropout", self.dropout, low=0.0, high=0.9)
-        as_scalar("input_noise", self.input_noise, low=0.0, high=1e3)
-        if self.multiplier != "auto":
-            as_scalar("multiplier", self.multiplier, low=0.0, strict=True)
-        if self.max_iter is not None:
-            as_count("max_iter", self.max_iter)
-        if self.batch_size != "auto":
-            as_count("batch_size", self.batch_size)
-        if (
-            isinstance(self.n_jobs, bool)
-            or not isinstance(self.n_jobs, (int, np.integer))
-            or self.n_jobs == 0
-        ):
-            raise ValueError(f"n_jobs must be an integer other than 0, got {self.n_jobs!r}")
-        self._descent(True)  # checks the schedule and the order
-
-    def _descent(self, held_out: bool) -> Descent:
-        """Settings of the monotone mode; the path of ridges needs held-out rows."""
-        path = _RIDGE_PATH if held_out else _RIDGE_PATH[-1:]
-        return Descent(
-            self._multiplier("monotone"),
-            self.multiplier_schedule,
-            self.order,
-            self.n_jobs,
-            _SWEEPS if self.max_iter is None else self.max_iter,
-            self.tol,
-            path if self.alpha == "auto" else (float(self.alpha),),
-        )
-
-    def _multiplier(self, mode: str) -> float:
-        return _MULTIPLIERS[mode] if self.multiplier == "auto" else float(self.multiplier)
-
-    def _budget(self, n: int, width: int) -> Budget:
-        """Sizes of the stochastic mode for ``n`` training rows of ``width`` mapped inputs."""
-        noise = (self.dropout, self.input_noise) if width >= _NOISE_FROM else (0.0, 0.0)
-        size = int(np.clip(n // 64, 32, 250)) if self.batch_size == "auto" else self.batch_size
-        batches = max(1, n // size)
-        passes = int(np.clip(np.ceil(_STEPS / batches), *_PASSES)) if self.max_iter is None else self.max_iter
-        return Budget(self.step, size, passes, *noise)
-
-    def _head(self, data: TrainingData) -> Head:
-        name = self._heads[0] if self.loss == "auto" else self.loss
-        return get_head(name, self._heads)
-
-    def _resolved_mode(self, data: TrainingData, network: Network) -> str:
-        """``auto``: full-batch for small data and dense networks."""
-        if self.mode != "auto":
-            return self.mode
-        small = data.X.shape[0] < _STOCHASTIC_FROM and len(network.input_shape) == 1
-        return "monotone" if small else "stochastic"
-
-    def _given_start(self, data: TrainingData, random_state: np.random.RandomState) -> Network | None:
-        """Network that ``init`` or a warm start gives, on raw inputs."""
-        init = self.network_ if self.warm_start and hasattr(self, "network_") else self.init
-        hidden = check_layer_sizes(self.hidden_layer_sizes)
-        return starting_network(init, data, random_state, hidden_layer_sizes=hidden)
-
-    def _fit_input_map(
-        self, data: TrainingData, start: Network | None, random_state: np.random.RandomState
-    ) -> InputMap | None:
-        """Whitening map; none in front of a convolution."""
-        spec = self.input_map
-        if start is not None and not isinstance(start.layers[0], Dense):
-            if spec not in (None, "auto"):
-                raise ValueError("an input map folds into a first Dense layer only: use input_map=None")
-            return None
-        if isinstance(spec, str) and spec == "auto":
-            d = data.X.shape[1]
-            spec = {"n_components": _SHARE if d >= _WHITEN_FROM else None, "max_rows": max(2000, 4 * d)}
-        return fit_map(spec, data, random_state)
-
-    def _start(
-        self,
-        start: Network | None,
-        data: TrainingData,
-        input_map: InputMap | None,
-        centre: Array,
-        scale: Array,
-        random_state: np.random.RandomState,
-    ) -> Network:
-        """Network to start from on mapped inputs and scaled targets."""
-        if start is not None:
-            start = affine_outputs(start.astype(data.X.dtype), 1.0 / scale, -centre / scale)
-            return start if input_map is None else unfold(start, input_map)
-        sizes = (data.X.shape[1], *check_layer_sizes(self.hidden_layer_sizes), data.target.shape[1])
-        network = initial_network(sizes, self.activation, data.task, data.X.dtype, random_state)
-        return _with_ridge_head(network, data, self._head(data))
-
-
-def _with_ridge_head(network: Network, data: TrainingData, head: Head) -> Network:
-    """``network`` with its head fitted to (scaled) targets on the random features of a few rows."""
-    few = data.rows(np.arange(min(_START_ROWS, data.X.shape[0])))
-    features = network.hidden(few.X)[-1] if len(network.layers) > 1 else few.X
-    weight = few.weight if few.weight is not None and few.weight.sum() > 0 else None
-    found = solve_ridge(
-        features, head.fitting_scores(few.target), alpha=1e-2, relative=True, sample_weight=weight
-    ).x
-    last, dtype = network.layers[-1], network.dtype
-    assert isinstance(last, Dense)
-    fitted = Dense(found.weight.astype(dtype), found.intercept.astype(dtype), last.activation)
-    return Network([*network.layers[:-1], fitted], network.input_shape)
-
-
-class FenchelClassifier(_Fenchel, NetworkClassifier):
+class FenchelClassifier(LiftedTraining, NetworkClassifier):
     """Classifier trained by block descent on the Fenchel-lifted problem.
 
     The defaults are meant for all data: nothing has to be tuned.
@@ -496,6 +203,50 @@ class FenchelClassifier(_Fenchel, NetworkClassifier):
         self._fit(self._class_weighted(data))
         return self
 
+    def partial_fit(
+        self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None
+    ) -> FenchelClassifier:
+        """One stochastic pass over a chunk of a stream, from the network so far.
+
+        The first chunk fixes the input map: it should be typical, and hold some thousand rows if it can.
+        Steps fall with the root of the number of chunks.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, features)
+            Chunk.
+        y : array-like of shape (n,)
+            Labels.
+        classes : array-like, optional
+            All labels of the stream; read at the first call, by default those of the first chunk.
+        sample_weight : array-like of shape (n,), optional
+            Non-negative.
+
+        Returns
+        -------
+        FenchelClassifier
+            Itself.
+
+        Raises
+        ------
+        ValueError
+            If a label is not among the classes, or the data cannot be used.
+        """
+        first = not hasattr(self, "classes_")
+        X, y = validate_data(self, X, y, dtype=(np.float64, np.float32), reset=first)
+        check_classification_targets(y)
+        known = np.unique(y if classes is None else classes) if first else self.classes_
+        if known.size < 2:
+            raise ValueError(f"{type(self).__name__} needs at least two classes: pass classes= at first")
+        if not np.isin(y, known).all():
+            raise ValueError(f"y holds labels that are not among the classes {known}")
+        self.classes_ = known
+        codes = np.searchsorted(known, y)
+        target = np.eye(known.size, dtype=X.dtype)[codes]
+        weight = None if sample_weight is None else _check_sample_weight(sample_weight, X, dtype=np.float64)
+        self._stream_fit(self._class_weighted(TrainingData(X, target, codes, weight)))
+        return self
+
     def _class_weighted(self, data: TrainingData) -> TrainingData:
         if self.class_weight is None or data.codes is None:
             return data
@@ -503,7 +254,7 @@ class FenchelClassifier(_Fenchel, NetworkClassifier):
         return data._replace(weight=factors if data.weight is None else factors * data.weight)
 
 
-class FenchelRegressor(_Fenchel, NetworkRegressor):
+class FenchelRegressor(LiftedTraining, NetworkRegressor):
     """Regressor trained by block descent on the Fenchel-lifted problem; several outputs are allowed.
 
     Targets are scaled to unit variance during training, exactly undone in the network.
@@ -554,4 +305,26 @@ class FenchelRegressor(_Fenchel, NetworkRegressor):
             If a parameter is out of range or the data cannot be used.
         """
         self._fit(self._check_training_data(X, y, sample_weight))
+        return self
+
+    def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> FenchelRegressor:
+        """One stochastic pass over a chunk of a stream, from the network so far.
+
+        The first chunk fixes the maps of inputs and targets; see :meth:`FenchelClassifier.partial_fit`.
+
+        Parameters
+        ----------
+        X, y : array-like
+            Chunk, as in :meth:`fit`.
+        sample_weight : array-like of shape (n,), optional
+            Non-negative.
+
+        Returns
+        -------
+        FenchelRegressor
+            Itself.
+        """
+        if hasattr(self, "network_"):
+            validate_data(self, X, reset=False)
+        self._stream_fit(self._check_training_data(X, y, sample_weight))
         return self

@@ -17,7 +17,9 @@ import numpy.typing as npt
 from sklearn.exceptions import ConvergenceWarning
 
 from liftopt.block_steps import BlockTrainer, Noise
+from liftopt.linear_maps import rebuild
 from liftopt.losses import CrossEntropy
+from liftopt.network import Network
 
 Array = npt.NDArray[Any]
 
@@ -130,6 +132,23 @@ class StochasticRun:
             if self.report(**facts, step=self.length):
                 break
         self.trainer.restore(best, self.trainer.steps)
+
+    def network(self, like: Network) -> Network:
+        """``like`` with the current weights, in float32."""
+        trainer = self.trainer
+        return rebuild(like.astype(np.float32), trainer.maps, trainer.weights, trainer.biases)
+
+    def advance(self, factor: float, *, race: bool) -> float:
+        """One pass over a chunk of a stream at ``factor`` of the step; returns the step before the factor."""
+        if race:
+            self._race()
+        start, length = self.trainer.state(), self.length
+        self.length = length * factor
+        self._pass(0, np.inf, 1.0)
+        if not self.trainer.finite:
+            self.trainer.restore(start, self.trainer.steps)
+            length /= _RACE_FACTOR
+        return length
 
     def _pass(self, done: int, decay_from: float, decay_passes: float) -> None:
         """One pass over the training rows in random order."""

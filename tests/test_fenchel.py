@@ -233,3 +233,25 @@ def test_interrupted_fit_keeps_what_it_has(digits):
         with pytest.warns(ConvergenceWarning, match="interrupted"):
             model.fit(X, y)
         assert model.score(X, y) > 0.8
+
+
+def test_stream_of_chunks(digits):
+    X, X_test, y, y_test = digits
+    model = FenchelClassifier(hidden_layer_sizes=(64,), random_state=0)
+    for _ in range(8):
+        for start in range(0, 1347, 450):
+            model.partial_fit(X[start : start + 450], y[start : start + 450], classes=np.arange(10))
+    assert model.score(X_test, y_test) > 0.94
+    with pytest.raises(ValueError, match="not among the classes"):
+        model.partial_fit(X[:20], y[:20] + 1)
+
+
+def test_stream_of_targets_and_short_first_chunk(rng):
+    X = rng.normal(size=(300, 4))
+    y = 50.0 + 7.0 * np.abs(X[:, 0])
+    with pytest.raises(ValueError, match="at least 10 rows"):
+        FenchelRegressor().partial_fit(X[:3], y[:3])
+    model = FenchelRegressor(random_state=0)
+    for _ in range(30):
+        model.partial_fit(X, y)
+    assert model.score(X, y) > 0.9
