@@ -31,7 +31,7 @@ def readme_section(comparison: Comparison) -> str:
 def main() -> None:
     """Compare, then write the record and what the README shows."""
     quick = parse_arguments(__doc__).quick
-    comparison = compare("iris" if quick else "digits", repeats=1 if quick else 5)
+    comparison = compare("iris" if quick else "digits", repeats=1 if quick else 3)
     print(comparison)
     payload = {
         "seeds": list(range(comparison.settings["repeats"])),
