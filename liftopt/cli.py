@@ -110,9 +110,7 @@ def _add_fit(commands: Any) -> None:
         "fit", help="train one network and save it", description="Train one network on all rows and save it."
     )
     _add_data(parser)
-    parser.add_argument(
-        "--method", choices=list(METHODS), default=next(iter(METHODS)), help="default: %(default)s"
-    )
+    parser.add_argument("--method", choices=list(METHODS), default="manifold", help="default: %(default)s")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="model file (.safetensors)")
     parser.set_defaults(command=_fit)
 

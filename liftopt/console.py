@@ -74,7 +74,7 @@ def _updater(status: Any, title: str, rich: Any) -> Callback:
 def _rich_table(comparison: Comparison, rich: Any) -> Any:
     table = rich.table.Table(box=rich.box.SIMPLE_HEAD)
     for index, heading in enumerate(HEADINGS):
-        table.add_column(heading, justify="left" if index == 0 else "right")
+        table.add_column(heading, justify="left" if index == 0 else "right", overflow="fold")
     for row in comparison.rows:
         style = "bold" if row.method == comparison.reference else None
         table.add_row(*map(rich.text.Text, format_row(row, comparison)), style=style)
