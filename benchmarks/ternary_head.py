@@ -79,7 +79,7 @@ def stream(rows: int, features: int, classes: int) -> tuple[Moments, float]:
 def main() -> None:
     """Stream, search, record."""
     quick = parse_arguments(__doc__).quick
-    rows, features, classes = (20_000, 512, 100) if quick else (ROWS // 8, FEATURES, CLASSES)
+    rows, features, classes = (20_000, 512, 100) if quick else (ROWS // 16, FEATURES, CLASSES)
     values = np.array([-1.0, 0.0, 1.0])
     discrete_regression(moments(np.eye(9), np.eye(9)), values)  # compiles
     before = product_rate()
