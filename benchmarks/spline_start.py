@@ -1,7 +1,7 @@
 """A spline as the start of gradient descent, against a random start of the same architecture.
 
-The experiment of Mo, Zheng, Wang, Wang, Schewe (arXiv 2102.06554), in our construction. Of at most 2500 rows of
-each set a tenth is held out; the spline (defaults, degree 2) sees the others only. Its network fixes the
+The experiment of Mo, Zheng, Wang, Wang, Schewe (arXiv 2102.06554), in our construction. Of at most 2500 rows
+of each set a tenth is held out; the spline (defaults, degree 2) sees the others only. Its network fixes the
 architecture. Both starts, random (He) and spline, are trained by Adam with a one-cycle rate at the same three
 peak rates, of which for each the one with the best held-out score counts (the time of the search does not).
 Epochs and CPU time to the random start's best held-out score; the time of the spline fit is included.
