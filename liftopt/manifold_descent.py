@@ -251,7 +251,7 @@ class RowBlockDescent:
             W = self.weights[layer]
             change = post[layer].T @ D
             change /= D.shape[0]
-            change -= self.penalty.decay * W
+            change -= self.penalty.decay * _mean_diagonal(self._grams[layer]) * W
             Q = self._momenta[layer]
             Q *= settings.momentum
             Q += rate * (self._inverses[layer] @ change)
@@ -273,8 +273,10 @@ class RowBlockDescent:
 
     def _inverse(self, gram: Array, dtype: npt.DTypeLike) -> Array:
         """Inverse of the damped Gram; explicit, because it meets many right-hand sides of one width."""
-        damping = self.settings.damping * np.trace(gram) / gram.shape[0]
-        factor = cho_factor(gram + damping * np.eye(gram.shape[0]), check_finite=False)
+        # with step * decay in it, the decay contracts even directions that the inputs hardly have
+        share = self.settings.damping + self.settings.step * self.penalty.decay
+        damped = gram + share * _mean_diagonal(gram) * np.eye(gram.shape[0])
+        factor = cho_factor(damped, check_finite=False)
         return cho_solve(factor, np.eye(gram.shape[0]), check_finite=False).astype(dtype)
 
 
@@ -354,6 +356,10 @@ def _mean_gram(A: Array, weight: Array | None) -> Array:
     """``A' diag(w) A / n``."""
     weighted = A if weight is None else A * weight
     return (weighted.T @ A) / A.shape[0]
+
+
+def _mean_diagonal(gram: Array) -> float:
+    return float(np.trace(gram)) / gram.shape[0]
 
 
 def _norm(gram: Array, W: Array) -> float:
