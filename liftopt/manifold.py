@@ -60,22 +60,40 @@ class _Manifold:
     network_: Network
     history_: list[Record]
     n_iter_: int
-
-    hidden_layer_sizes: Sequence[int]
-    activation: str | Activation
-    backward: Backward
     head: HeadName | None
-    alpha: float | None
-    input_map: str | Mapping[str, Any] | None
-    max_iter: int | None
-    tol: float
-    n_iter_no_change: int
-    validation_fraction: float
-    warm_start: bool
-    init: Network | str | None
-    random_state: int | np.random.RandomState | None
-    callback: Callback | None
-    verbose: bool
+
+    def __init__(
+        self,
+        hidden_layer_sizes: Sequence[int] = (256,),
+        *,
+        activation: str | Activation = "leaky_relu",
+        backward: Backward = "minimum_change",
+        alpha: float | None = None,
+        input_map: str | Mapping[str, Any] | None = "pca",
+        max_iter: int | None = None,
+        tol: float = 1e-3,
+        n_iter_no_change: int = 15,
+        validation_fraction: float = 0.1,
+        warm_start: bool = False,
+        init: Network | str | None = None,
+        random_state: int | np.random.RandomState | None = None,
+        callback: Callback | None = None,
+        verbose: bool = False,
+    ) -> None:
+        self.hidden_layer_sizes = hidden_layer_sizes
+        self.activation = activation
+        self.backward = backward
+        self.alpha = alpha
+        self.input_map = input_map
+        self.max_iter = max_iter
+        self.tol = tol
+        self.n_iter_no_change = n_iter_no_change
+        self.validation_fraction = validation_fraction
+        self.warm_start = warm_start
+        self.init = init
+        self.random_state = random_state
+        self.callback = callback
+        self.verbose = verbose
 
     def _plan(self) -> FitPlan:
         """Checked parameters."""
@@ -208,21 +226,23 @@ class ManifoldClassifier(_Manifold, NetworkClassifier):
         callback: Callback | None = None,
         verbose: bool = False,
     ) -> None:
-        self.hidden_layer_sizes = hidden_layer_sizes
-        self.activation = activation
-        self.backward = backward
+        super().__init__(
+            hidden_layer_sizes,
+            activation=activation,
+            backward=backward,
+            alpha=alpha,
+            input_map=input_map,
+            max_iter=max_iter,
+            tol=tol,
+            n_iter_no_change=n_iter_no_change,
+            validation_fraction=validation_fraction,
+            warm_start=warm_start,
+            init=init,
+            random_state=random_state,
+            callback=callback,
+            verbose=verbose,
+        )
         self.head = head
-        self.alpha = alpha
-        self.input_map = input_map
-        self.max_iter = max_iter
-        self.tol = tol
-        self.n_iter_no_change = n_iter_no_change
-        self.validation_fraction = validation_fraction
-        self.warm_start = warm_start
-        self.init = init
-        self.random_state = random_state
-        self.callback = callback
-        self.verbose = verbose
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> ManifoldClassifier:
         """Train on ``X`` (n, d) and labels ``y`` (n,), with optional non-negative ``sample_weight`` (n,).
@@ -251,40 +271,7 @@ class ManifoldRegressor(_Manifold, NetworkRegressor):
     True
     """
 
-    head: HeadName | None = "ridge"
-
-    def __init__(
-        self,
-        hidden_layer_sizes: Sequence[int] = (256,),
-        *,
-        activation: str | Activation = "leaky_relu",
-        backward: Backward = "minimum_change",
-        alpha: float | None = None,
-        input_map: str | Mapping[str, Any] | None = "pca",
-        max_iter: int | None = None,
-        tol: float = 1e-3,
-        n_iter_no_change: int = 15,
-        validation_fraction: float = 0.1,
-        warm_start: bool = False,
-        init: Network | str | None = None,
-        random_state: int | np.random.RandomState | None = None,
-        callback: Callback | None = None,
-        verbose: bool = False,
-    ) -> None:
-        self.hidden_layer_sizes = hidden_layer_sizes
-        self.activation = activation
-        self.backward = backward
-        self.alpha = alpha
-        self.input_map = input_map
-        self.max_iter = max_iter
-        self.tol = tol
-        self.n_iter_no_change = n_iter_no_change
-        self.validation_fraction = validation_fraction
-        self.warm_start = warm_start
-        self.init = init
-        self.random_state = random_state
-        self.callback = callback
-        self.verbose = verbose
+    head = "ridge"
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> ManifoldRegressor:
         """Train on ``X`` (n, d) and ``y`` (n,) or (n, outputs), with optional ``sample_weight`` (n,).
