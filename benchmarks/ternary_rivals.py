@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,10 +16,11 @@ BATCH = 128
 
 
 class Trained(NamedTuple):
-    """A network and the CPU seconds of its run."""
+    """A network, the CPU seconds of its run and the learning rate."""
 
     network: Network
     cpu: float
+    rate: float
 
 
 def with_weights(layer: Any, matrix: Any) -> Any:
@@ -46,10 +48,12 @@ def rounded(network: Network) -> Network:
     return Network(layers, network.input_shape)
 
 
-def straight_through(start: Network, parts: dict[str, Any], *, budget: float, seed: int) -> Trained:
+def straight_through(
+    start: Network, parts: dict[str, Any], *, budget: float, seed: int, rates: Sequence[float] = RATES
+) -> Trained:
     """Fine-tune with ternary forward weights (TWN), straight-through gradients; best rate by validation."""
     X, y = parts["validation"]
-    runs = [_train(start, *parts["train"], rate, budget, seed) for rate in RATES]
+    runs = [_train(start, *parts["train"], rate, budget, seed) for rate in rates]
     return max(runs, key=lambda run: float(np.mean(run.network.scores(X).argmax(axis=1) == y)))
 
 
@@ -78,7 +82,7 @@ def _train(start: Network, X: Any, y: Any, rate: float, budget: float, seed: int
     with torch.no_grad():
         for part in latent:
             part.weight.copy_(_ternary(part.weight))
-    return Trained(Network.from_torch(module, start.input_shape), spent)
+    return Trained(Network.from_torch(module, start.input_shape), spent, rate)
 
 
 def _forward(module: Any, batch: Any) -> Any:
