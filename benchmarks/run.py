@@ -1,4 +1,4 @@
-"""Run every benchmark script (or those named), then regenerate the tables of the documentation.
+"""Run every benchmark script (or those named), then regenerate the documentation's tables and figures.
 
 python benchmarks/run.py [--quick] [name ...]
 """
@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
-NOT_BENCHMARKS = {"common", "run", "tables", "ternary_rivals"}
+NOT_BENCHMARKS = {"common", "figures", "run", "tables", "ternary_rivals"}
 
 
 def scripts(names: list[str]) -> list[Path]:
@@ -38,7 +38,8 @@ def main() -> int:
         code = subprocess.run(command, check=False).returncode
         outcome.append((script.stem, code, time.perf_counter() - start))
     if not arguments.quick:
-        subprocess.run([sys.executable, str(FOLDER / "tables.py")], check=True)
+        for page in ("tables.py", "figures.py"):
+            subprocess.run([sys.executable, str(FOLDER / page)], check=True)
     print(f"\n{'benchmark':<32}{'seconds':>9}  outcome")
     for name, code, seconds in outcome:
         print(f"{name:<32}{seconds:>9.1f}  {'ok' if code == 0 else f'failed with exit code {code}'}")

@@ -33,6 +33,7 @@ SWEEPS = {(): 5, (128,): 3, (300,): 1}
 NOTES = [
     "Median of the seeds; errors in percent; bytes of the saved file; CPU seconds of one thread.",
     "Times of rounding and of the searches include the float start; the start alone is the first row.",
+    "Straight-through networks are saved as floats here; packed they take the bytes of the search.",
     "Straight-through training gets the CPU time of our search after the same start, per learning rate.",
 ]
 

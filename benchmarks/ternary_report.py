@@ -50,6 +50,7 @@ METRICS = ("train", "validation", "test", "bytes", "cpu_s")
 NOTES = [
     "Iris: mean over folds and seeds, seconds a fold, no validation rows; images: seed 0.",
     "Bytes of the saved file; times include the float start.",
+    "Straight-through networks are saved as floats here; packed they take the bytes of the search.",
     "Straight-through training has the time of the search; its rate was chosen on validation rows, "
     "in runs of a fifth of that time for the images.",
 ]

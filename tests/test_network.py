@@ -60,7 +60,7 @@ def networks(draw):
                 )
             )
             shape = layers[-1].output_shape(shape)
-        layers += [AvgPool2d(draw(st.integers(1, 2))), Flatten()]
+        layers += [AvgPool2d(draw(st.integers(1, min(2, *shape[1:])))), Flatten()]
         shape = layers[-1].output_shape(layers[-2].output_shape(shape))
     else:
         first = shape = (draw(st.integers(1, 5)),)

@@ -144,6 +144,17 @@ def test_literal_algorithm_keeps_weights_and_biases_in_the_set():
         assert np.isin(layer.bias, (-1, 0, 1)).all()
 
 
+def test_warm_start_continues_from_the_codes_and_fits_the_labels(digits):
+    X, _, y, _ = digits
+    start = float_start(X, y, [12])
+    model = quietly(TernaryClassifier(init=start, max_iter=1, warm_start=True, random_state=0), X, y)
+    reached = max(record["validation_score"] for record in model.history_)
+    quietly(model.set_params(max_iter=3), X, y)
+    assert model.history_[0]["validation_score"] == reached
+    assert model.history_[-1]["loss"] < model.history_[0]["loss"]
+    assert max(record["validation_score"] for record in model.history_) >= reached
+
+
 def test_same_seed_same_network(digits):
     X, _, y, _ = digits
     start = float_start(X, y, (20,))
