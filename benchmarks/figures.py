@@ -30,11 +30,12 @@ def mnist_rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     table = record["table"]
     place, *columns = table["columns"]
     rows = [{"network": row[0], **dict(zip(columns, row[1:], strict=True))} for row in table["rows"]]
+    rows = [row for row in rows if place == "network" or row["network"].endswith("on MNIST")]
     packed = {row["network"]: row["bytes"] for row in rows if row["method"] == SEARCH}
     for row in rows:
         if row["method"] == THROUGH:
             row["bytes"] = packed[row["network"]]
-    return [row for row in rows if place == "network" or row["network"].endswith("on MNIST")]
+    return rows
 
 
 def accuracy_series(rows: Sequence[Mapping[str, Any]], column: str) -> list[Series]:
