@@ -109,3 +109,18 @@ def test_runner_names_unknown_benchmarks(benchmarks):
     assert not {"common", "run", "tables"} & set(known)
     with pytest.raises(SystemExit, match="no benchmark nope; there are"):
         run.scripts(["nope"])
+
+
+def test_figures_draw_ternary_networks_at_their_packed_bytes(benchmarks):
+    figures: Any = benchmarks("figures")
+    columns = ["task", "method", "test error %", "bytes"]
+    rows = [
+        ["LeNet on MNIST", figures.SEARCH, 1.0, 10],
+        ["LeNet on MNIST", figures.THROUGH, 2.0, 160],
+        ["Iris", figures.THROUGH, 50.0, 99],
+    ]
+    found = figures.mnist_rows({"table": {"columns": columns, "rows": rows}})
+    assert [row["bytes"] for row in found] == [10, 10]
+    series = figures.accuracy_series(found, "bytes")
+    assert [(list(s.x), list(s.y)) for s in series[:2]] == [([10], [99.0]), ([10], [98.0])]
+    assert not any(s.x for s in series[2:])
