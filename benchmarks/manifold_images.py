@@ -138,7 +138,8 @@ def main() -> None:
         "notes": [
             "fit: everything from raw pixels, input map, hold-out and fold included; ReLU units for Adam, "
             "leaky ReLU units for the manifold networks",
-            f"search: {TRIALS} trials at the first budget over rate and batch size on a fifth of the training rows; the manifold ones "
+            f"search: {TRIALS} trials at the first budget over rate and batch size on a fifth of the "
+            "training rows; the manifold ones "
             "are not tuned",
             "few rows: the first of the training set; test on all test rows",
             "both sets were measured at the same time, each in a process of its own",
