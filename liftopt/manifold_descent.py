@@ -99,6 +99,11 @@ class HeadStatistics:
         self._cross += share * (weighted.T @ T)
         self._mass = memory * self._mass + 1.0 - memory
 
+    def retarget(self, A: Array, T: Array, weight: Array | None) -> None:
+        """Other targets for the rows of an :meth:`update` without memory."""
+        weighted = A if weight is None else A * weight
+        self._cross = (weighted.T @ T).astype(np.float64) / A.shape[0]
+
     def solve(self, ridge: float) -> Array:
         """Head ``B`` (width, outputs); the bias row (the last) carries a negligible penalty."""
         gram = self._gram / self._mass
@@ -187,10 +192,11 @@ class RowBlockDescent:
 
     def solve_head(self) -> None:
         """Head for the present layers on all rows, dragging margin targets a few rounds."""
-        A = self.hidden(self.rows.Z)
-        for _ in range(_HEAD_ROUNDS if self.one_sided else 1):
-            T = self.rows.Y if self.B is None else self._targets(A @ self.B, self.rows.Y)
-            self._head.update(A, T, self.rows.weight, 0.0)
+        A, Y, weight = self.hidden(self.rows.Z), self.rows.Y, self.rows.weight
+        self._head.update(A, Y, weight, 0.0)
+        self.B = self._head.solve(self.penalty.ridge).astype(A.dtype)
+        for _ in range(_HEAD_ROUNDS - 1 if self.one_sided else 0):
+            self._head.retarget(A, self._targets(A @ self.B, Y), weight)
             self.B = self._head.solve(self.penalty.ridge).astype(A.dtype)
 
     def outputs(self, Z: Array) -> Array:
