@@ -16,7 +16,6 @@ from enum import StrEnum
 from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
-from sklearn.exceptions import ConvergenceWarning
 
 State = TypeVar("State")
 OnLimit = Literal["warn", "raise", "ignore"]
@@ -159,6 +158,8 @@ def conclude(result: Result, on_limit: OnLimit = "warn") -> Result:
     if result.status.is_failure or (result.status.is_limit and on_limit == "raise"):
         raise SolverError(result)
     if result.status.is_limit and on_limit == "warn":
+        from sklearn.exceptions import ConvergenceWarning  # here, since scikit-learn takes long to import
+
         warnings.warn(f"{result.status}: {result.message}", ConvergenceWarning, stacklevel=3)
     return result
 
