@@ -32,6 +32,7 @@ HeadName = Literal["margin", "ridge", "stiefel_svm"]
 _MARGIN_TOL = 1e-3
 _REFINING_ROUNDS = 5  # from a start that a descent has already brought close
 _LOG_TEMPERATURE = 6.0
+_TEMPERATURE_ROWS = 10_000  # one number needs no more
 
 
 class FitPlan(NamedTuple):
@@ -99,7 +100,9 @@ def output_layer(head: AffineMap, features: Array, data: TrainingData, centre: A
     if data.codes is None:
         coef, intercept = coef * spread, intercept * spread + centre
     else:
-        scale = temperature(head(features), data.codes, data.weight)
+        every = slice(None, None, -(-data.codes.size // _TEMPERATURE_ROWS))
+        weight = None if data.weight is None else data.weight[every]
+        scale = temperature(head(features[every]), data.codes[every], weight)
         coef, intercept = coef * scale, intercept * scale
     kind = data.X.dtype
     activation = Identity() if data.codes is None else Softmax()

@@ -38,6 +38,7 @@ _FULL_PASS_ROWS = 2000  # up to here a sweep is one exact pass
 _FULL_STEP, _BLOCK_STEP = 8.0, 4.0  # exact statistics bear a longer step
 _HOLD_OUT_FROM = 150  # rows (or sum of weights) below which a hold-out costs more than it tells
 _HOLD_OUT_MOST = 3000  # rows: more would not choose better
+_LINEAR_JUDGE_ROWS = 10_000  # enough to see whether the linear model is the better one
 _UNKNOWN_NOISE = 0.5  # share of the target variance, where no row is held out
 _DECAY_FACTOR = {"regression": 5.0, "classification": 20.0}
 _DECAY_RANGE = {"regression": (1e-5, 3e-2), "classification": (3e-4, 3e-2)}
@@ -67,6 +68,14 @@ class Solution(NamedTuple):
     head: Array | None
     penalty: Penalty
     n_iter: int
+
+
+class _Linear(NamedTuple):
+    """Held-out loss of the linear model, and the hidden layers and head that represent it."""
+
+    loss: float
+    layers: list[Array]
+    head: Array | None
 
 
 def fit_descent(
@@ -155,24 +164,29 @@ class SweepSearch:
     def solution(self) -> Solution:
         """Best hidden layers, or those that carry the linear model where it is better on held-out rows."""
         problem, best = self.problem, self.best._replace(n_iter=max(1, self.n_iter))
-        widths = tuple(W.shape[1] for W in best.weights)
-        if not problem.held.size or min(widths) < 2 * problem.rows.Y.shape[1]:
+        if not problem.held.size or self._linear(best, _LINEAR_JUDGE_ROWS).loss >= self.loss:
             return best
-        own = problem.part(problem.train)
-        carried = carry_linear(own, widths, self.activation, best.penalty.ridge)
-        linear = RowBlockDescent(
-            own,
+        linear = self._linear(best, problem.train.size)
+        return best._replace(weights=linear.layers, head=linear.head)
+
+    def _linear(self, best: Solution, most_rows: int) -> _Linear:
+        """Layers of the best one's widths that carry the linear model of at most so many training rows."""
+        problem, widths = self.problem, tuple(W.shape[1] for W in best.weights)
+        if min(widths) < 2 * problem.rows.Y.shape[1]:
+            return _Linear(np.inf, best.weights, best.head)
+        rows = problem.part(problem.train[:: -(-problem.train.size // most_rows)])
+        carried = carry_linear(rows, widths, self.activation, best.penalty.ridge)
+        descent = RowBlockDescent(
+            rows,
             carried,
             self.activation,
             one_sided=problem.data.codes is not None,
-            block_size=own.Z.shape[0],
+            block_size=rows.Z.shape[0],
             penalty=best.penalty,
             settings=DescentSettings(),
         )
-        linear.solve_head()
-        if linear.loss(*self.judge) >= self.loss:
-            return best
-        return best._replace(weights=carried, head=linear.B)
+        descent.solve_head()
+        return _Linear(descent.loss(*self.judge), carried, descent.B)
 
     def _record(self, loss: float) -> bool:
         score = score_outputs(self.descent.outputs(self.judge.Z), self.judged)
