@@ -1,8 +1,9 @@
 """Accuracy on regression sets: splits as published (uci_bnn) or random fifths, errors relative to the spread.
 
-liftopt's spline of degree 1 and 2 (min and product, defaults), py-earth2 where ``PYEARTH_PYTHON`` names its
-interpreter, scikit-learn's MLPRegressor (standardised inputs and targets, early stopping off, otherwise
-defaults) and boosted trees (HistGradientBoostingRegressor, defaults). Nothing is tuned on test rows.
+liftopt's spline of degree 1 and 2 (min and product) and its hinging hyperplanes (defaults), py-earth2 where
+``PYEARTH_PYTHON`` names its interpreter, scikit-learn's MLPRegressor (standardised inputs and targets, early
+stopping off, otherwise defaults) and boosted trees (HistGradientBoostingRegressor, defaults).
+Nothing is tuned on test rows.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from sklearn.neural_network import MLPRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from liftopt import SplineRegressor
+from liftopt import HingingHyperplaneRegressor, SplineRegressor
 
 FILES = {
     "Boston": "uci_bnn/bostonHousing", "Concrete": "uci_bnn/concrete", "Energy": "uci_bnn/energy",
@@ -89,6 +90,7 @@ def contestants() -> dict[str, Callable[[Any, Any, Any], tuple[float, Any]]]:
         "spline, degree 1": here(SplineRegressor(max_degree=1)),
         "spline, degree 2, min": here(SplineRegressor()),
         "spline, degree 2, product": here(SplineRegressor(interaction="product")),
+        "hinging hyperplanes": here(HingingHyperplaneRegressor()),
         "MLPRegressor": here(TransformedTargetRegressor(mlp, transformer=StandardScaler())),
         "boosted trees": here(HistGradientBoostingRegressor(random_state=0)),
     }

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from liftopt.activations import ACTIVATIONS, Activation, get_activation
     from liftopt.baseline import BackpropClassifier, BackpropRegressor
     from liftopt.fenchel import FenchelClassifier, FenchelRegressor
+    from liftopt.hinging import HingingHyperplaneClassifier, HingingHyperplaneRegressor
     from liftopt.layers import AvgPool2d, Conv2d, Dense, Flatten
     from liftopt.manifold import ManifoldClassifier, ManifoldRegressor
     from liftopt.network import ModelFileError, Network
@@ -32,6 +33,8 @@ _EXPORTS = {
     "FenchelClassifier": "liftopt.fenchel",
     "FenchelRegressor": "liftopt.fenchel",
     "Flatten": "liftopt.layers",
+    "HingingHyperplaneClassifier": "liftopt.hinging",
+    "HingingHyperplaneRegressor": "liftopt.hinging",
     "ManifoldClassifier": "liftopt.manifold",
     "ManifoldRegressor": "liftopt.manifold",
     "ModelFileError": "liftopt.network",
@@ -55,6 +58,8 @@ __all__ = [
     "FenchelClassifier",
     "FenchelRegressor",
     "Flatten",
+    "HingingHyperplaneClassifier",
+    "HingingHyperplaneRegressor",
     "ManifoldClassifier",
     "ManifoldRegressor",
     "ModelFileError",

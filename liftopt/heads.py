@@ -1,8 +1,8 @@
 """Decision layers on given features, and the temperature that turns their scores into probabilities.
 
-Each head is one block on the last hidden activations: one-sided least squares (margin), ridge regression, or
-the flexible Stiefel support vector machine. What both settings of the manifold method ask for and share
-(:class:`FitPlan`, the scaling of targets) stands here too.
+Each head is one block on the last hidden activations: one-sided least squares (margin), ridge regression,
+the flexible Stiefel support vector machine, or the softmax regression of the spline methods. What both
+settings of the manifold method ask for and share (:class:`FitPlan`, the scaling of targets) stands here too.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from liftopt.solvers.affine import AffineMap
 from liftopt.solvers.least_squares import solve_ridge
 from liftopt.solvers.margin import solve_margin
 from liftopt.solvers.result import Result
+from liftopt.solvers.softmax import solve_softmax_regression
 from liftopt.solvers.stiefel_svm import solve_stiefel_svm
 
 Array = npt.NDArray[Any]
@@ -134,3 +135,54 @@ def target_moments(data: TrainingData) -> tuple[Array, Array]:
         return np.zeros(data.target.shape[1]), np.ones(data.target.shape[1])
     scaling = standardise(data.target, data.weight)
     return scaling.mean, np.where(scaling.factor > 0.0, reciprocal(scaling.factor), 1.0)
+
+
+def repetitions(weight: Array | None) -> Array | None:
+    """Sample weights as repetitions: integers as they are, others scaled to mean one."""
+    if weight is None or np.array_equal(weight, np.round(weight)):
+        return weight
+    return weight * (np.count_nonzero(weight) / weight.sum())
+
+
+def class_indicators(data: TrainingData) -> Array:
+    """Class indicators (n, classes), centred and divided by the root of the class share.
+
+    Their residual sum of squares is that of optimal scoring, summed over all scores.
+    """
+    target = data.target.astype(np.float64)
+    share = np.average(target, axis=0, weights=data.weight)
+    return (target - share) / np.sqrt(np.where(share > 0, share, 1.0))
+
+
+def softmax_head(design: Array, data: TrainingData, alpha: float) -> AffineMap:
+    """Softmax regression on the columns of ``design``, for the raw columns.
+
+    Parameters
+    ----------
+    design : ndarray of shape (n, features)
+        Features of the rows of ``data``.
+    data : TrainingData
+        One-hot targets. A class without weight is never predicted.
+    alpha : float
+        Ridge: ``mean cross-entropy + alpha / 2 |A|^2`` over standardised columns.
+    """
+    if data.weight is not None:
+        used = np.flatnonzero(data.weight)
+        design, data = design[used], data.rows(used)
+    omega = repetitions(data.weight)
+    total = float(design.shape[0] if omega is None else omega.sum())
+    share = np.average(data.target.astype(np.float64), axis=0, weights=omega)
+    present = share > 0
+    weight = np.zeros((design.shape[1], share.size))
+    intercept = np.log(np.maximum(share, np.finfo(np.float64).eps))
+    if not design.shape[1] or present.sum() < 2:
+        return AffineMap(weight, intercept)
+    mean = np.average(design, axis=0, weights=omega)
+    spread = np.sqrt(np.average((design - mean) ** 2, axis=0, weights=omega))
+    scale = reciprocal(spread)
+    target = data.target[:, present].astype(np.float64)
+    ridge = alpha * total / 2
+    head = solve_softmax_regression((design - mean) * scale, target, ridge=ridge, sample_weight=omega).x
+    weight[:, present] = scale[:, None] * head.weight
+    intercept[present] = head.intercept - mean @ weight[:, present]
+    return AffineMap(weight, intercept)

@@ -27,12 +27,11 @@ from sklearn.model_selection import check_cv
 from sklearn.utils import check_random_state
 
 from liftopt.base import NetworkClassifier, NetworkRegressor, TrainingData, holdout_split
+from liftopt.heads import class_indicators, repetitions, softmax_head
 from liftopt.solvers.hinge import Interaction, select_hinges
-from liftopt.solvers.hinge_basis import HingeBasis
 from liftopt.solvers.knots import refine_knots
 from liftopt.solvers.pruning import PruningPath, prune_terms
 from liftopt.solvers.result import Result
-from liftopt.solvers.softmax import solve_softmax_regression
 from liftopt.solvers.validation import as_count, as_scalar
 from liftopt.spline_model import Spline
 from liftopt.spline_refine import refine_network
@@ -85,7 +84,7 @@ class _SplineEstimator(SplineReport):
         if self.pruning not in ("gcv", "cv", "none"):
             raise ValueError(f"pruning must be 'gcv', 'cv' or 'none', got {self.pruning!r}")
         X = np.asarray(data.X, dtype=np.float64)
-        omega = _repetitions(data.weight)
+        omega = repetitions(data.weight)
         self.result_ = self._forward(X, target, omega)
         path = _path(self.result_)
         n = float(X.shape[0] if omega is None else omega.sum())
@@ -183,13 +182,6 @@ def _error(path: PruningPath, size: int, design: Array, target: Array, weight: A
     coefficients, _ = path.fit(keep)
     squares = ((target - design[:, keep] @ coefficients) ** 2).sum(axis=1)
     return float(np.average(squares, weights=weight) * len(squares))
-
-
-def _repetitions(weight: Array | None) -> Array | None:
-    """Sample weights as repetitions: integers as they are, others scaled to mean one."""
-    if weight is None or np.array_equal(weight, np.round(weight)):
-        return weight
-    return weight * (np.count_nonzero(weight) / weight.sum())
 
 
 class SplineRegressor(_SplineEstimator, NetworkRegressor):
@@ -343,31 +335,7 @@ class SplineClassifier(_SplineEstimator, NetworkClassifier):
         return self
 
     def _fit_spline(self, data: TrainingData) -> Spline:
-        target = data.target.astype(np.float64)
-        share = np.average(target, axis=0, weights=data.weight)
         as_scalar("alpha", self.alpha, low=0.0, strict=True)
-        spline = self._select(data, (target - share) / np.sqrt(np.where(share > 0, share, 1.0)))
-        return spline.with_coefficients(self._softmax_head(spline.basis, data))
-
-    def _softmax_head(self, basis: HingeBasis, data: TrainingData) -> Array:
-        """Coefficients (terms, classes) of the softmax regression on the terms."""
-        if data.weight is not None:
-            data = data.rows(np.flatnonzero(data.weight))
-        design = basis(data.X)[:, 1:]
-        omega = _repetitions(data.weight)
-        total = float(design.shape[0] if omega is None else omega.sum())
-        share = np.average(data.target.astype(np.float64), axis=0, weights=omega)
-        present = share > 0
-        coefficients = np.zeros((len(basis), share.size))
-        coefficients[0] = np.log(np.maximum(share, np.finfo(np.float64).eps))
-        if not design.shape[1] or present.sum() < 2:
-            return coefficients
-        mean = np.average(design, axis=0, weights=omega)
-        spread = np.sqrt(np.average((design - mean) ** 2, axis=0, weights=omega))
-        design -= mean
-        design /= spread
-        target = data.target[:, present].astype(np.float64)
-        head = solve_softmax_regression(design, target, ridge=self.alpha * total / 2, sample_weight=omega).x
-        coefficients[1:, present] = head.weight / spread[:, None]
-        coefficients[0, present] = head.intercept - mean @ coefficients[1:, present]
-        return coefficients
+        spline = self._select(data, class_indicators(data))
+        head = softmax_head(spline.basis(data.X)[:, 1:], data, self.alpha)
+        return spline.with_coefficients(np.vstack([head.intercept, head.weight]))

@@ -12,6 +12,7 @@ from .box_qp import natural_residual, solve_box_qp
 from .coordinate import brute_force, search_coordinates
 from .gram_search import search_gram
 from .hinge_basis import Hinge, HingeBasis
+from .hinging import HingingHyperplanes, fit_hinging_hyperplanes
 from .knots import refine_knots
 from .least_squares import solve_reduced_rank_ridge, solve_ridge, solve_ridge_moments
 from .linear_system import SpdFactor, factor_spd
@@ -49,6 +50,7 @@ __all__ = [
     "AffineMap",
     "Hinge",
     "HingeBasis",
+    "HingingHyperplanes",
     "Measure",
     "Moments",
     "PruningPath",
@@ -60,6 +62,7 @@ __all__ = [
     "Status",
     "cross_entropy_above",
     "factor_spd",
+    "fit_hinging_hyperplanes",
     "iterate",
     "matching_above",
     "moments",
