@@ -157,12 +157,12 @@ class ManifoldClassifier(_Manifold, NetworkClassifier):
         scaling to unit variance, or none. A mapping holds arguments of
         :func:`liftopt.input_map.fit_input_map`.
     max_iter : int, optional
-        Sweeps over the rows; the step falls to zero over the second half. By default 60 exact passes up to
-        2000 rows and 8 to 30 passes in blocks of rows above.
+        Sweeps over the rows; the step falls to zero over the second half. By default 60 up to 5000 rows
+        (exact passes up to 2000) and 8 to 30 above, in blocks of rows.
     tol : float
         Relative decrease of the held-out loss that counts as progress.
     n_iter_no_change : int
-        Sweeps without progress that end the run.
+        Sweeps without progress that end the run, counted while the step falls.
     validation_fraction : float
         Share of the rows (at most 3000) that is held out to choose the sweep and the penalties. Below 150
         rows none is held out: the run then ends by its schedule, with penalties for noisy data.

@@ -35,7 +35,9 @@ from liftopt.solvers.affine import AffineMap
 Array = npt.NDArray[Any]
 
 _FULL_PASS_ROWS = 2000  # up to here a sweep is one exact pass
+_FEW_ROWS = 5000  # up to here sweeps are cheap enough for many of them
 _FULL_STEP, _BLOCK_STEP = 8.0, 4.0  # exact statistics bear a longer step
+_LARGEST_BLOCK, _BLOCK_TO_WIDTH = 500, 2.0
 _HOLD_OUT_FROM = 150  # rows (or sum of weights) below which a hold-out costs more than it tells
 _HOLD_OUT_MOST = 3000  # rows: more would not choose better
 _LINEAR_JUDGE_ROWS = 10_000  # enough to see whether the linear model is the better one
@@ -43,6 +45,8 @@ _UNKNOWN_NOISE = 0.5  # share of the target variance, where no row is held out
 _DECAY_FACTOR = {"regression": 5.0, "classification": 20.0}
 _DECAY_RANGE = {"regression": (1e-5, 3e-2), "classification": (3e-4, 3e-2)}
 _RIDGE_TO_DECAY = 3.0
+_DIVERGED = 3.0  # times the best loss: back to the best network with half the step
+_NEGLIGIBLE = 1e-3  # losses below this may jump
 _TOLERATED_RESTARTS = 5
 
 
@@ -131,7 +135,7 @@ class SweepSearch:
             weights,
             activation,
             one_sided=problem.data.codes is not None,
-            block_size=_block_size(own.Z.shape[0]),
+            block_size=_block_size(own.Z.shape[0], weights[-1].shape[1]),
             penalty=_penalty(plan, self.noise, problem),
             settings=DescentSettings(step=_FULL_STEP if own.Z.shape[0] <= _FULL_PASS_ROWS else _BLOCK_STEP),
         )
@@ -148,7 +152,7 @@ class SweepSearch:
             self.descent.sweep(self.random_state.permutation(rows), partial(_step_scale, sweep, limit))
             self.n_iter += 1
             loss = self.descent.loss(*self.judge)
-            if not np.isfinite(loss):
+            if not loss <= _DIVERGED * np.clip(self.loss, _NEGLIGIBLE, 1.0):
                 restarts += 1
                 if restarts > _TOLERATED_RESTARTS:
                     warnings.warn("the descent kept diverging", ConvergenceWarning, stacklevel=2)
@@ -156,7 +160,8 @@ class SweepSearch:
                 self.descent.restart(self.best.weights, self.descent.settings.step / 2.0)
                 continue
             stop = self._record(loss)
-            idle = 0 if loss < self.loss * (1.0 - self.plan.tol) else idle + 1
+            falling = 2 * sweep >= limit
+            idle = idle + 1 if falling and loss >= self.loss * (1.0 - self.plan.tol) else 0
             self._keep(loss)
             if stop or idle >= self.plan.n_iter_no_change:
                 return
@@ -233,12 +238,16 @@ def _step_scale(sweep: int, limit: int, share: float) -> float:
     return min(1.0, 2.0 - 2.0 * (sweep + share) / limit)
 
 
-def _block_size(n: int) -> int:
-    return n if n <= _FULL_PASS_ROWS else int(np.clip(n // 40, 100, 500))
+def _block_size(n: int, width: int) -> int:
+    """All rows, or a fortieth of them; never so few that a head of ``width`` inputs follows single blocks."""
+    if n <= _FULL_PASS_ROWS:
+        return n
+    least = int(np.clip(_BLOCK_TO_WIDTH * width, 100, _LARGEST_BLOCK))
+    return int(np.clip(n // 40, least, _LARGEST_BLOCK))
 
 
 def _automatic_sweeps(n: int) -> int:
-    return 60 if n <= _FULL_PASS_ROWS else int(np.clip(500_000 // n, 8, 30))
+    return 60 if n <= _FEW_ROWS else int(np.clip(500_000 // n, 8, 30))
 
 
 def _hidden_weights(network: Network, dtype: npt.DTypeLike) -> tuple[list[Array], Activation]:
