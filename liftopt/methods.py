@@ -20,7 +20,6 @@ class Method(NamedTuple):
 
 METHODS: Mapping[str, Method] = {
     "spline": Method("liftopt.spline", "SplineClassifier", "SplineRegressor"),
-    "hinging": Method("liftopt.hinging", "HingingHyperplaneClassifier", "HingingHyperplaneRegressor"),
     "manifold": Method("liftopt.manifold", "ManifoldClassifier", "ManifoldRegressor"),
     "manifold_paper": Method(
         "liftopt.manifold",
