@@ -20,14 +20,15 @@ from liftopt.base import (
 )
 from liftopt.block_steps import BlockTrainer
 from liftopt.continuation import Descent, Outcome, descend_lifted
-from liftopt.input_map import InputMap, fold, unfold
+from liftopt.heads import target_moments
+from liftopt.input_map import InputMap, fold, make_input_map, unfold
 from liftopt.layers import Dense
 from liftopt.lifted import LiftedProblem
 from liftopt.linear_maps import channels_last, linear_maps, rebuild
 from liftopt.losses import Head, get_head
 from liftopt.monotone import Order
 from liftopt.network import Network
-from liftopt.preparation import affine_outputs, fit_map, mapped, target_moments
+from liftopt.preparation import affine_outputs, mapped
 from liftopt.solvers.least_squares import solve_ridge
 from liftopt.solvers.result import Callback, Record
 from liftopt.solvers.validation import as_count, as_scalar
@@ -320,7 +321,7 @@ class LiftedTraining:
         if isinstance(spec, str) and spec == "auto":
             d = data.X.shape[1]
             spec = {"n_components": _SHARE if d >= _WHITEN_FROM else None, "max_rows": max(2000, 4 * d)}
-        return fit_map(spec, data, random_state)
+        return make_input_map(spec, data.X, data.weight, random_state)
 
     def _start(
         self,
