@@ -263,6 +263,29 @@ class Network:
 
         return to_torch(self)
 
+    def to_onnx(self, path: str | os.PathLike[str]) -> None:
+        """Write an ONNX model with one input of n samples and one output (n, outputs), in float32.
+
+        Samples have ``input_shape``, n is free. The softmax of a classifier is part of the model, packed
+        weights stay packed. The metadata (class labels, columns, liftopt's version) stand in
+        ``metadata_props`` as JSON texts.
+
+        Parameters
+        ----------
+        path : path-like
+            Target file, replaced atomically; ``.onnx`` by custom.
+
+        Raises
+        ------
+        ImportError
+            If onnx is missing; the message names the extra.
+        ValueError
+            If an activation has no ONNX operator, or a weight exceeds float32.
+        """
+        from liftopt.export import export_onnx
+
+        export_onnx(self, path)
+
     @classmethod
     def from_torch(cls, module: torch.nn.Sequential, input_shape: Shape | None = None) -> Network:
         """Network equal to a ``torch.nn.Sequential`` of the layers and activations known here.

@@ -107,7 +107,7 @@ class FiniteArray:
 
     def dense(self) -> Array:
         """The numbers it stands for, units first."""
-        table = self.digit_values()[_digits(*code_layout(self.values.size, self.packing))]
+        table = self.digit_values()[digit_table(*code_layout(self.values.size, self.packing))]
         units: Array = table[self.packed].reshape(self.scale.size, -1)[:, : self.fan_in]
         units = units * self.scale[:, None]
         if self.input_scale is not None:
@@ -177,11 +177,11 @@ def pack_codes(codes: Array, m: int, packing: Packing = "bits") -> Array:
 def unpack_codes(packed: Array, m: int, fan_in: int, packing: Packing = "bits") -> Array:
     """Inverse of :func:`pack_codes`."""
     base, per_byte = code_layout(m, packing)
-    codes: Array = _digits(base, per_byte)[packed].reshape(packed.shape[0], -1)[:, :fan_in]
+    codes: Array = digit_table(base, per_byte)[packed].reshape(packed.shape[0], -1)[:, :fan_in]
     return codes
 
 
-def _digits(base: int, per_byte: int) -> Array:
+def digit_table(base: int, per_byte: int) -> Array:
     """Row b holds the digits of byte b, lowest first; bytes beyond the last code word are zero rows."""
     words = np.arange(256)[:, None]
     digits = words // base ** np.arange(per_byte) % base
@@ -210,7 +210,7 @@ def _check_words(packed: Array, m: int, base: int, per_byte: int, fan_in: int) -
     """Refuse bytes that no encoder writes: digits outside the value set, or a filled tail."""
     if packed.size and base**per_byte <= int(packed.max()):
         raise ValueError(f"packed weights hold the forbidden byte {int(packed.max())}")
-    digits = _digits(base, per_byte)
+    digits = digit_table(base, per_byte)
     used = np.zeros(256, dtype=bool)
     used[np.unique(packed)] = True
     if m < base and digits[used].max(initial=0) >= m:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,13 @@ from liftopt.activations import (
 from liftopt.layers import IDENTITY, AvgPool2d, Conv2d, Dense, Flatten, Layer, Normalize, Shape
 from liftopt.network import Network
 
-_UNIT_ROWS = "UnitRows"
+Spec = tuple[str, dict[str, Any]]
+
+_UNIT_ROWS = "UnitRows"  # of liftopt.torch_modules; the others are torch's own
+_MODULES = frozenset({
+    "Unflatten", "Flatten", "AvgPool2d", "Conv2d", "Linear", _UNIT_ROWS,
+    "ReLU", "LeakyReLU", "ELU", "Sigmoid", "Tanh", "Hardtanh", "Softshrink", "Softmax",
+})  # fmt: skip
 
 
 def import_torch() -> Any:
@@ -38,13 +45,43 @@ def import_torch() -> Any:
 
 def to_torch(network: Network) -> Any:
     """``nn.Sequential`` equal to ``network``; rows of images are unflattened first."""
-    nn = import_torch().nn
-    modules: list[Any] = []
+    torch = import_torch()
+    sequence = build(architecture(network))
+    parametric = [part for part in sequence if hasattr(part, "weight")]
+    layers = [layer for layer in network.layers if isinstance(layer, (Dense, Conv2d))]
+    for module, layer in zip(parametric, layers, strict=True):
+        weight = layer.weight.T if isinstance(layer, Dense) else layer.weight
+        module.weight = torch.nn.Parameter(torch.from_numpy(np.array(weight, order="C")))
+        module.bias = torch.nn.Parameter(torch.from_numpy(layer.bias.copy()))
+    return sequence
+
+
+def architecture(network: Network) -> list[Spec]:
+    """Modules of :func:`to_torch` in order: name in ``torch.nn`` and keyword arguments, JSON-able."""
+    specs: list[Spec] = []
     if len(network.input_shape) > 1:
-        modules.append(nn.Unflatten(1, network.input_shape))
+        specs.append(("Unflatten", {"dim": 1, "unflattened_size": network.input_shape}))
     for layer in network.layers:
-        modules.extend(_modules_of(layer, nn))
-    return nn.Sequential(*modules)
+        specs.extend(_specs_of(layer))
+    return specs
+
+
+def build(specs: Iterable[Spec]) -> Any:
+    """``nn.Sequential`` of the modules described, with weights that hold no memory yet.
+
+    Raises
+    ------
+    ValueError
+        If a name is none of those that :func:`architecture` writes.
+    """
+    torch = import_torch()
+    modules = []
+    with torch.device("meta"):
+        for name, arguments in specs:
+            if name not in _MODULES:
+                raise ValueError(f"module {name!r} is none of those that liftopt writes")
+            modules.append(_unit_rows() if name == _UNIT_ROWS else getattr(torch.nn, name)(**arguments))
+    return torch.nn.Sequential(*modules)
 
 
 def from_torch(module: Any, input_shape: Shape | None = None) -> Network:
@@ -78,56 +115,50 @@ def _parts(module: Any, nn: Any) -> list[Any]:
     return [part for child in module for part in _parts(child, nn)]
 
 
-def _modules_of(layer: Layer, nn: Any) -> list[Any]:
-    if isinstance(layer, Flatten):
-        return [nn.Flatten()]
-    if isinstance(layer, AvgPool2d):
-        return [nn.AvgPool2d(layer.size)]
-    if isinstance(layer, Normalize):
-        return [_unit_rows()]
-    torch = import_torch()
-    with torch.device("meta"):
-        if isinstance(layer, Dense):
-            module, weight = nn.Linear(*layer.weight.shape), layer.weight.T
-        else:
-            channels_out, channels_in, *window = layer.weight.shape
-            geometry = {"stride": layer.stride, "padding": layer.padding}
-            module, weight = nn.Conv2d(channels_in, channels_out, tuple(window), **geometry), layer.weight
-    module.weight = nn.Parameter(torch.from_numpy(np.array(weight, order="C")))
-    module.bias = nn.Parameter(torch.from_numpy(layer.bias.copy()))
-    return [module, *_activation_modules(layer.activation, nn)]
+def _specs_of(layer: Layer) -> list[Spec]:
+    match layer:
+        case Flatten():
+            return [("Flatten", {})]
+        case AvgPool2d(size):
+            return [("AvgPool2d", {"kernel_size": size})]
+        case Normalize():
+            return [(_UNIT_ROWS, {})]
+        case Dense():
+            fan_in, fan_out = layer.weight_shape
+            linear: Spec = ("Linear", {"in_features": fan_in, "out_features": fan_out})
+        case Conv2d():
+            channels_out, channels_in, *window = layer.weight_shape
+            geometry = {"kernel_size": tuple(window), "stride": layer.stride, "padding": layer.padding}
+            linear = ("Conv2d", {"in_channels": channels_in, "out_channels": channels_out, **geometry})
+    return [linear, *_activation_specs(layer.activation)]
 
 
 def _unit_rows() -> Any:
-    """Module that scales rows to unit length (torch has the function, not the module)."""
-    torch = import_torch()
+    from liftopt.torch_modules import UnitRows
 
-    def forward(self: Any, rows: Any) -> Any:
-        return torch.nn.functional.normalize(rows, dim=1)
-
-    return type(_UNIT_ROWS, (torch.nn.Module,), {"forward": forward})()
+    return UnitRows()
 
 
-def _activation_modules(activation: Activation, nn: Any) -> list[Any]:
+def _activation_specs(activation: Activation) -> list[Spec]:
     match activation:
         case Identity():
             return []
         case ReLU():
-            return [nn.ReLU()]
+            return [("ReLU", {})]
         case LeakyReLU(slope):
-            return [nn.LeakyReLU(slope)]
+            return [("LeakyReLU", {"negative_slope": slope})]
         case ELU(scale):
-            return [nn.ELU(scale)]
+            return [("ELU", {"alpha": scale})]
         case Sigmoid():
-            return [nn.Sigmoid()]
+            return [("Sigmoid", {})]
         case Tanh():
-            return [nn.Tanh()]
+            return [("Tanh", {})]
         case HardSigmoid():
-            return [nn.Hardtanh(0.0, 1.0)]
+            return [("Hardtanh", {"min_val": 0.0, "max_val": 1.0})]
         case SoftThreshold(threshold):
-            return [nn.Softshrink(threshold)]
+            return [("Softshrink", {"lambd": threshold})]
         case Softmax():
-            return [nn.Softmax(dim=1)]
+            return [("Softmax", {"dim": 1})]
     raise ValueError(f"activation {activation} has no counterpart in torch")
 
 
@@ -153,7 +184,7 @@ def _activation_of(part: Any, nn: Any) -> Activation | None:
 
 
 def _layer_of(part: Any, nn: Any) -> Layer:
-    if type(part).__name__ == _UNIT_ROWS:
+    if isinstance(part, type(_unit_rows())):
         return Normalize()
     if isinstance(part, nn.Flatten) and (part.start_dim, part.end_dim) == (1, -1):
         return Flatten()
