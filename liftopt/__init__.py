@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from liftopt.manifold import ManifoldClassifier, ManifoldRegressor
     from liftopt.network import ModelFileError, Network
     from liftopt.packing import FiniteArray
+    from liftopt.sources import ChunkError
     from liftopt.spline import SplineClassifier, SplineRegressor
+    from liftopt.streams import Stream, stream
     from liftopt.ternary import TernaryClassifier, TernaryRegressor
 
 # Public names and their modules: imported on first use, so that `import liftopt` stays light.
@@ -41,6 +43,9 @@ _EXPORTS = {
     "Network": "liftopt.network",
     "SplineClassifier": "liftopt.spline",
     "SplineRegressor": "liftopt.spline",
+    "ChunkError": "liftopt.sources",
+    "Stream": "liftopt.streams",
+    "stream": "liftopt.streams",
     "FiniteArray": "liftopt.packing",
     "TernaryClassifier": "liftopt.ternary",
     "TernaryRegressor": "liftopt.ternary",
@@ -52,6 +57,7 @@ __all__ = [
     "AvgPool2d",
     "BackpropClassifier",
     "BackpropRegressor",
+    "ChunkError",
     "Conv2d",
     "Dense",
     "FiniteArray",
@@ -66,9 +72,11 @@ __all__ = [
     "Network",
     "SplineClassifier",
     "SplineRegressor",
+    "Stream",
     "TernaryClassifier",
     "TernaryRegressor",
     "get_activation",
+    "stream",
 ]
 
 

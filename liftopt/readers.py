@@ -51,14 +51,26 @@ def read_idx(path: Path) -> Array:
             raw = gzip.decompress(raw)
         except (EOFError, OSError, zlib.error) as error:
             raise ValueError(f"{path} is a truncated or damaged gzip file ({error})") from None
+    dtype, shape, start = _idx_header(raw, path)
+    if len(raw) - start != math.prod(shape) * dtype.itemsize:
+        raise ValueError(f"{path} is truncated or damaged: its size does not fit the shape {shape}")
+    return np.frombuffer(raw, dtype=dtype, offset=start).reshape(shape).astype(dtype.newbyteorder("="))
+
+
+def idx_layout(path: Path) -> tuple[np.dtype[Any], tuple[int, ...], int]:
+    """Dtype, shape and offset of the array in an uncompressed IDX file, of which nothing else is read."""
+    with path.open("rb") as stream:
+        return _idx_header(stream.read(4 + 4 * 255), path)
+
+
+def _idx_header(raw: bytes, path: Path) -> tuple[np.dtype[Any], tuple[int, ...], int]:
     if len(raw) < 4 or raw[:2] != b"\0\0" or raw[2] not in _IDX_TYPES or raw[3] == 0:
         raise ValueError(f"{path} is no IDX file")
-    dtype, ndim = np.dtype(_IDX_TYPES[raw[2]]), raw[3]
-    start = 4 + 4 * ndim
-    shape = np.frombuffer(raw[4:start], dtype=">u4").tolist() if len(raw) >= start else []
-    if len(shape) != ndim or len(raw) - start != math.prod(shape) * dtype.itemsize:
-        raise ValueError(f"{path} is truncated or damaged: its size does not fit the shape {tuple(shape)}")
-    return np.frombuffer(raw, dtype=dtype, offset=start).reshape(shape).astype(dtype.newbyteorder("="))
+    start = 4 + 4 * raw[3]
+    if len(raw) < start:
+        raise ValueError(f"{path} is truncated or damaged: its header is cut off")
+    shape = tuple(np.frombuffer(raw[4:start], dtype=">u4").tolist())
+    return np.dtype(_IDX_TYPES[raw[2]]), shape, start
 
 
 def read_npz(path: Path) -> dict[str, Array]:
@@ -91,12 +103,7 @@ def read_csv(path: Path) -> Any:
     except ImportError:
         raise ImportError("reading CSV files needs pandas: pip install 'liftopt[cli]'") from None
     try:
-        with path.open(newline="", encoding="utf-8-sig") as stream:
-            line = stream.readline()
-            separator = max(",;\t", key=line.count)
-            stream.seek(0)
-            header = [name.strip() for name in next(csv.reader(stream, delimiter=separator), [])]
-        _check_header(path, header)
+        separator, header = csv_header(path)
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)  # lines longer than the header
             frame = pd.read_csv(
@@ -108,6 +115,23 @@ def read_csv(path: Path) -> Any:
     if frame.empty:
         raise ValueError(f"{path} has a header, but no rows")
     return frame
+
+
+def csv_header(path: Path) -> tuple[str, list[str]]:
+    """Separator and column names of a CSV file.
+
+    Raises
+    ------
+    ValueError
+        If there is no header, or it repeats a name.
+    """
+    with path.open(newline="", encoding="utf-8-sig") as stream:
+        line = stream.readline()
+        separator = max(",;\t", key=line.count)
+        stream.seek(0)
+        header = [name.strip() for name in next(csv.reader(stream, delimiter=separator), [])]
+    _check_header(path, header)
+    return separator, header
 
 
 def target_of(frame: Any, target: str | None, path: Path) -> Array:

@@ -256,35 +256,35 @@ def _of_chunk(
 
 def _accumulate(X: Array, Y: Array, root: Array | None, kind: np.dtype[Any]) -> Moments:
     """Moments of rows with weights ``root^2``: blocks shifted by the first mean, products in ``kind``."""
-    n, d = X.shape
+    n, d, c = *X.shape, Y.shape[1]
     shift_x = X[:_BLOCK_ROWS].mean(axis=0, dtype=np.float64).astype(kind)
     shift_y = Y[:_BLOCK_ROWS].mean(axis=0, dtype=np.float64)
-    # the last feature is 1, so that the products hold the sums as well
-    square, cross = np.zeros((d + 1, d + 1)), np.zeros((d + 1, Y.shape[1]))
-    target_square = np.zeros(Y.shape[1])
-    buffer = np.empty((min(n, _BLOCK_ROWS), d + 1), dtype=kind)
+    # a last target of 1, so that the products hold the sums as well
+    gram, cross = np.zeros((d, d)), np.zeros((d, c + 1))
+    target_square, sums = np.zeros(c), np.zeros(c + 1)
+    block, target = np.empty((min(n, _BLOCK_ROWS), d), dtype=kind), np.empty((min(n, _BLOCK_ROWS), c + 1))
     for start in range(0, n, _BLOCK_ROWS):
         rows = slice(start, min(start + _BLOCK_ROWS, n))
-        block = buffer[: rows.stop - start]
-        np.subtract(X[rows], shift_x, out=block[:, :d], casting="same_kind")
-        block[:, d] = 1.0
-        target = Y[rows] - shift_y
+        block, target = block[: rows.stop - start], target[: rows.stop - start]
+        np.subtract(X[rows], shift_x, out=block, casting="same_kind")
+        np.subtract(Y[rows], shift_y, out=target[:, :c])
+        target[:, c] = 1.0
         if root is not None:
             block *= root[rows].astype(kind)
             target *= root[rows]
-        square += block.T @ block
+        gram += block.T @ block
         cross += block.T @ target.astype(kind)
-        target_square += np.einsum("ij,ij->j", target, target)
-    weight = float(square[-1, -1])
+        target_square += np.einsum("ij,ij->j", target[:, :c], target[:, :c])
+        sums += target[:, c] @ target
+    weight, sum_x, sum_y = float(sums[c]), cross[:, c], sums[:c]
     scale = 1.0 / weight if weight > 0.0 else 0.0
-    sum_x, sum_y = square[-1, :-1], cross[-1]
     return Moments(
         n,
         weight,
         shift_x + scale * sum_x,
         shift_y + scale * sum_y,
-        square[:-1, :-1] - np.outer(scale * sum_x, sum_x),
-        cross[:-1] - np.outer(scale * sum_x, sum_y),
+        gram - np.outer(scale * sum_x, sum_x),
+        cross[:, :c] - np.outer(scale * sum_x, sum_y),
         np.maximum(target_square - scale * sum_y**2, 0.0),
         ROUNDING[kind],
     )

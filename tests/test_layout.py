@@ -21,6 +21,7 @@ LAZY = (
     "matplotlib",
     "numba",
     "pandas",
+    "pyarrow",
     "rich",
     "onnx",
     "sklearn",

@@ -1,0 +1,305 @@
+"""Where chunks of data are worked on, with the same bits anywhere: this process, others, or a dask cluster.
+
+An executor maps a pure task over items (chunks as loaders, never arrays held elsewhere) and merges the values
+pairwise in a tree that depends on their number only (:func:`liftopt.solvers.moments.tree_reduce`). BLAS runs
+one thread a task. So neither the executor nor the number of workers changes a bit of the result, and what a
+dead worker held is computed again from the items alone.
+
+``"auto"`` works on the first item here, and hands the others to workers only if the time it took says that
+this pays.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from itertools import chain
+from typing import Any, TypeVar
+
+from joblib import Parallel, cpu_count, delayed
+from joblib.externals.loky.process_executor import BrokenProcessPool, TerminatedWorkerError
+from threadpoolctl import threadpool_limits
+
+from liftopt.solvers.moments import tree_reduce
+
+Item = TypeVar("Item")
+Value = TypeVar("Value")
+Task = Callable[[Item], Value]
+Merge = Callable[[Value, Value], Value]
+Report = Callable[[int], None]
+
+_RETRIES = 3
+_START_SECONDS = {"joblib": 1.0, "dask": 0.5}  # before workers return the first values
+_ITEM_SECONDS = 0.01  # overhead of sending one item and fetching its value
+_WAVE = 8  # items a worker and wave: bounds what a dead worker can lose
+
+
+class Executor(ABC):
+    """Maps tasks over items and reduces their values in a fixed tree."""
+
+    @abstractmethod
+    def map(self, task: Task[Item, Value], items: Sequence[Item]) -> Iterator[Value]:
+        """Values of ``task`` in the order of ``items``."""
+
+    def reduce(
+        self,
+        task: Task[Item, Value],
+        merge: Merge[Value],
+        items: Sequence[Item],
+        report: Report | None = None,
+    ) -> Value:
+        """Values of ``task``, merged pairwise in the tree that the number of items fixes.
+
+        ``report`` is called with the number of items that are done.
+        """
+        return tree_reduce(merge, _counted(self.map(task, items), report))
+
+
+class SerialExecutor(Executor):
+    """One item after the other, in this process."""
+
+    def map(self, task: Task[Item, Value], items: Sequence[Item]) -> Iterator[Value]:
+        """Values of ``task`` in the order of ``items``."""
+        return map(partial(run_pinned, task), items)
+
+
+class JoblibExecutor(Executor):
+    """Worker processes of this machine (loky).
+
+    Parameters
+    ----------
+    n_jobs : int
+        Number of processes; -1 for one a core.
+    """
+
+    def __init__(self, n_jobs: int = -1) -> None:
+        self.n_jobs = n_jobs
+
+    def map(self, task: Task[Item, Value], items: Sequence[Item]) -> Iterator[Value]:
+        """Values of ``task`` in the order of ``items``; a killed worker's items are repeated."""
+        done = deaths = 0
+        while done < len(items):
+            parallel = Parallel(n_jobs=self.n_jobs, return_as="generator")
+            try:
+                for value in parallel(delayed(run_pinned)(task, item) for item in items[done:]):
+                    done += 1
+                    yield value
+            except TerminatedWorkerError:
+                deaths += 1
+                if deaths > _RETRIES:
+                    raise
+            except BrokenProcessPool as error:
+                raise _import_error("a worker process", error) from error
+
+
+class DaskExecutor(Executor):
+    """Workers of a dask cluster, local or on many machines.
+
+    Tasks are pure and their items loaders, so dask recomputes what a dead worker held. Items go out in waves
+    of a power of two; the value of a whole wave is fetched here, where no worker's death reaches it, and as
+    such waves are branches of the fixed tree, their size changes no bit.
+
+    Parameters
+    ----------
+    client : distributed.Client, optional
+        The cluster; by default the current one.
+    """
+
+    def __init__(self, client: Any = None) -> None:
+        self.client = client if client is not None else _current_client(required=True)
+        self._checked = False
+
+    def map(self, task: Task[Item, Value], items: Sequence[Item]) -> Iterator[Value]:
+        """Values of ``task`` in the order of ``items``."""
+        for values in self._waves(task, items, lambda futures: futures):
+            yield from values
+
+    def reduce(
+        self,
+        task: Task[Item, Value],
+        merge: Merge[Value],
+        items: Sequence[Item],
+        report: Report | None = None,
+    ) -> Value:
+        """Values of ``task``, merged on the workers in the tree that the number of items fixes."""
+
+        def together(first: Any, second: Any) -> Any:
+            return self._submit(run_pinned, merge, first, second)
+
+        waves = self._waves(task, items, partial(tree_reduce, together))
+        return tree_reduce(merge, _counted(waves, report, self._wave_size(), len(items)))
+
+    def _waves(
+        self, task: Task[Item, Value], items: Sequence[Item], finish: Callable[[list[Any]], Any]
+    ) -> Iterator[Any]:
+        """Results of ``finish`` on the futures of every wave; the next wave is out while one is awaited."""
+        self._check_workers()
+        size = self._wave_size()
+        waiting: list[Any] = []
+        for start in range(0, len(items), size):
+            wave = [self._submit(run_pinned, task, item) for item in items[start : start + size]]
+            waiting.append((wave, finish(wave)))
+            del wave
+            if len(waiting) == 2:
+                yield self.client.gather(waiting.pop(0)[1])
+        for _, futures in waiting:
+            yield self.client.gather(futures)
+
+    def _wave_size(self) -> int:
+        """Power of two of a few items a worker."""
+        return 1 << (_WAVE * max(1, _n_workers(self.client)) - 1).bit_length()
+
+    def _submit(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        return self.client.submit(function, *arguments, pure=False)
+
+    def _check_workers(self) -> None:
+        """Every worker must hold this version of the package, or bits would differ."""
+        if self._checked:
+            return
+        try:
+            found = self.client.run(_package_version)
+        except OSError:
+            raise
+        except Exception as error:  # whatever kept a worker from loading this module, as dask reports it
+            raise _import_error("a dask worker", error) from error
+        others = {worker: version for worker, version in found.items() if version != _package_version()}
+        if others:
+            raise RuntimeError(
+                f"this process runs liftopt {_package_version()}, but workers run others: {others}; "
+                "install one version everywhere"
+            )
+        self._checked = True
+
+
+class AutoExecutor(Executor):
+    """The first item here; the others in a dask cluster if there is one, or in processes, where that pays."""
+
+    def map(self, task: Task[Item, Value], items: Sequence[Item]) -> Iterator[Value]:
+        """Values of ``task`` in the order of ``items``."""
+        if not items:
+            return iter(())
+        first, rest = self._start(task, items)
+        return chain([first], rest.map(task, items[1:]))
+
+    def reduce(
+        self,
+        task: Task[Item, Value],
+        merge: Merge[Value],
+        items: Sequence[Item],
+        report: Report | None = None,
+    ) -> Value:
+        """Values of ``task``, merged in the fixed tree."""
+        if not items:
+            return tree_reduce(merge, ())
+        first, rest = self._start(task, items)
+        if isinstance(rest, DaskExecutor):  # merges on the workers: the first item once more, in its place
+            return rest.reduce(task, merge, items, report)
+        return tree_reduce(merge, _counted(chain([first], rest.map(task, items[1:])), report))
+
+    def _start(self, task: Task[Item, Value], items: Sequence[Item]) -> tuple[Value, Executor]:
+        """Value of the first item, and the executor that the time it took recommends for the others."""
+        start = time.perf_counter()
+        first = run_pinned(task, items[0])
+        return first, recommended(time.perf_counter() - start, len(items) - 1)
+
+
+def recommended(seconds: float, count: int) -> Executor:
+    """Executor for ``count`` items of ``seconds`` each: workers only where they gain more than they cost."""
+    client = _current_client(required=False)
+    kind = "joblib" if client is None else "dask"
+    workers = cpu_count() if client is None else _n_workers(client)
+    serial = seconds * count
+    parallel = _START_SECONDS[kind] + serial / max(1, workers) + _ITEM_SECONDS * count
+    if workers < 2 or parallel >= serial:
+        return SerialExecutor()
+    return JoblibExecutor() if client is None else DaskExecutor(client)
+
+
+def as_executor(spec: Any) -> Executor:
+    """Executor that an ``executor=`` argument stands for.
+
+    Parameters
+    ----------
+    spec : {"auto", "serial", "joblib", "dask"}, Executor or distributed.Client
+        ``"dask"`` is the current client.
+
+    Raises
+    ------
+    ValueError
+        If it is none of these, or there is no current dask client.
+    """
+    if isinstance(spec, Executor):
+        return spec
+    kinds: dict[str, Callable[[], Executor]] = {
+        "auto": AutoExecutor,
+        "serial": SerialExecutor,
+        "joblib": JoblibExecutor,
+        "dask": DaskExecutor,
+    }
+    if isinstance(spec, str) and spec in kinds:
+        return kinds[spec]()
+    if hasattr(spec, "submit") and hasattr(spec, "scheduler_info"):
+        return DaskExecutor(spec)
+    raise ValueError(
+        f"executor must be one of {', '.join(map(repr, kinds))}, an Executor or a dask client, got {spec!r}"
+    )
+
+
+def run_pinned(task: Callable[..., Value], *items: Any) -> Value:
+    """``task`` of ``items`` with one BLAS thread; reading that fails is repeated, missing files are not."""
+    with threadpool_limits(1):
+        for attempt in range(_RETRIES):
+            try:
+                return task(*items)
+            except (FileNotFoundError, PermissionError, IsADirectoryError):
+                raise
+            except OSError:
+                time.sleep(0.1 * 2**attempt)
+        return task(*items)
+
+
+def _counted(
+    values: Iterable[Value], report: Report | None, size: int = 1, count: int = sys.maxsize
+) -> Iterator[Value]:
+    """``values`` as they come, each of which stands for ``size`` of ``count`` items."""
+    for done, value in enumerate(values, start=1):
+        if report is not None:
+            report(min(done * size, count))
+        yield value
+
+
+def _n_workers(client: Any) -> int:
+    return len(client.scheduler_info(n_workers=-1)["workers"])
+
+
+def _package_version() -> str:
+    import liftopt
+
+    return liftopt.__version__
+
+
+def _current_client(*, required: bool) -> Any:
+    """The current dask client, if one was made in this process."""
+    distributed = sys.modules.get("distributed")
+    try:
+        if distributed is not None:
+            return distributed.default_client()
+    except ValueError:
+        pass
+    if required:
+        raise ValueError(
+            "executor='dask' needs a client: from distributed import Client; client = Client(address)"
+        )
+    return None
+
+
+def _import_error(who: str, error: BaseException) -> ImportError:
+    return ImportError(
+        f"{who} cannot load liftopt or what a task refers to ({error}): install the same version there "
+        f"(pip install liftopt=={_package_version()}), Python {sys.version_info[0]}.{sys.version_info[1]} "
+        f"as in process {os.getpid()}"
+    )
