@@ -17,10 +17,13 @@ if TYPE_CHECKING:
     from liftopt.manifold import ManifoldClassifier, ManifoldRegressor
     from liftopt.network import ModelFileError, Network
     from liftopt.packing import FiniteArray
+    from liftopt.refinement import refine
     from liftopt.sources import ChunkError
     from liftopt.spline import SplineClassifier, SplineRegressor
     from liftopt.streams import Stream, stream
     from liftopt.ternary import TernaryClassifier, TernaryRegressor
+    from liftopt.weight_mixing import Mixture, mix_weights
+    from liftopt.weight_sampling import PeriodicWeightSampler
 
 # Public names and their modules: imported on first use, so that `import liftopt` stays light.
 _EXPORTS = {
@@ -41,6 +44,8 @@ _EXPORTS = {
     "ManifoldRegressor": "liftopt.manifold",
     "ModelFileError": "liftopt.network",
     "Network": "liftopt.network",
+    "Mixture": "liftopt.weight_mixing",
+    "PeriodicWeightSampler": "liftopt.weight_sampling",
     "SplineClassifier": "liftopt.spline",
     "SplineRegressor": "liftopt.spline",
     "ChunkError": "liftopt.sources",
@@ -49,6 +54,8 @@ _EXPORTS = {
     "FiniteArray": "liftopt.packing",
     "TernaryClassifier": "liftopt.ternary",
     "TernaryRegressor": "liftopt.ternary",
+    "mix_weights": "liftopt.weight_mixing",
+    "refine": "liftopt.refinement",
 }
 
 __all__ = [
@@ -68,8 +75,10 @@ __all__ = [
     "HingingHyperplaneRegressor",
     "ManifoldClassifier",
     "ManifoldRegressor",
+    "Mixture",
     "ModelFileError",
     "Network",
+    "PeriodicWeightSampler",
     "SplineClassifier",
     "SplineRegressor",
     "Stream",
@@ -77,6 +86,8 @@ __all__ = [
     "TernaryRegressor",
     "get_activation",
     "stream",
+    "mix_weights",
+    "refine",
 ]
 
 

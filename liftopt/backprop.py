@@ -1,19 +1,22 @@
 """Back-propagation in torch: mini-batch descent on the network's own loss, for any :class:`Network`.
 
-Minimises ``sum_i w_i loss(f(x_i), y_i) / sum_i w_i`` (cross-entropy on logits, or squared error) by Adam,
-AdamW or SGD with Nesterov momentum. Data stay in memory as contiguous tensors; each step gathers its rows,
-and fused optimiser kernels update all layers in one call.
+Minimises ``sum_i w_i loss(f(x_i), y_i) / sum_i w_i`` (cross-entropy on logits, or squared error) by SGD,
+Nesterov's momentum, Adam, AdamW or Schedule-Free AdamW. Data stay in memory as contiguous tensors; each step
+gathers its rows, and fused optimiser kernels update all layers in one call. With periodic weight sampling,
+published averages are judged and kept in place of the last weights.
 
 References
 ----------
 Kingma, Ba, "Adam", ICLR 2015. Loshchilov, Hutter, "Decoupled weight decay regularization", ICLR 2019.
-Smith, Topin, "Super-convergence", 2019 (the one-cycle schedule).
+Smith, Topin, "Super-convergence", 2019 (the one-cycle schedule). Defazio et al., "The road less scheduled",
+NeurIPS 2024 (Schedule-Free).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -24,13 +27,15 @@ from liftopt.base import Recorder, TrainingData, run_interruptible, score_output
 from liftopt.network import Network
 from liftopt.solvers.validation import as_count, as_scalar
 from liftopt.torch_interop import from_torch, import_torch, to_torch
+from liftopt.weight_sampling import PeriodicWeightSampler
 
-Optimizer = Literal["adam", "adamw", "sgd"]
+Optimizer = Literal["adam", "adamw", "momentum", "sgd", "schedule_free"]
 Schedule = Literal["one_cycle", "cosine", "constant"]
 
 _MOMENTUM = 0.9
 _WARM_UP = 0.25  # share of the one-cycle schedule, from 1/25 of the peak rate
 _EVALUATION_ROWS = 4096
+_SAMPLING = {"mode": "walk", "periods_per_epoch": 4, "window": 4, "reinsert": False, "combine": False}
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,7 @@ class Settings:
     alpha: float
     n_iter_no_change: int
     tol: float
+    sampling: str | Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         for name, value, choices in (
@@ -59,6 +65,20 @@ class Settings:
         for name in ("batch_size", "max_iter", "n_iter_no_change"):
             if name != "batch_size" or self.batch_size != "auto":
                 as_count(name, getattr(self, name))
+        if self.optimizer == "schedule_free" and (self.schedule != "constant" or self.sampling is not None):
+            raise ValueError(
+                "optimizer='schedule_free' averages by itself: use schedule='constant' and sampling=None"
+            )
+
+    @property
+    def sampling_options(self) -> dict[str, Any] | None:
+        """``sampling`` as arguments of the sampler, with ``periods_per_epoch`` and ``combine``."""
+        if self.sampling is None:
+            return None
+        given = {"mode": self.sampling} if isinstance(self.sampling, str) else dict(self.sampling)
+        options = _SAMPLING | given
+        as_scalar("periods_per_epoch", options["periods_per_epoch"], low=0.0, strict=True)
+        return options
 
     def n_batches(self, n: int) -> int:
         """Steps an epoch for ``n`` rows."""
@@ -92,10 +112,11 @@ def descend(
     data : TrainingData
         Rows as the network takes them.
     held_out : TrainingData, optional
-        Judges every epoch: the best one is kept, and the run stops when it does not improve any more.
+        Judges the start and every epoch: the best is kept, and the run stops when it does not improve any
+        more.
         Without it, the last finite epoch is kept, and only the constant schedule stops early, by the loss.
     settings : Settings
-        Optimiser, schedule and budgets.
+        Optimiser, schedule, budgets and weight sampling.
     recorder : Recorder
         Gets ``loss``, ``learning_rate`` and ``validation_score`` of every epoch.
     random_state : RandomState
@@ -127,8 +148,9 @@ class _Run:
         self.X = self._tensor(data.X)
         self.loss = self._make_loss(data)
         self.n_batches = settings.n_batches(data.X.shape[0])
+        self.sampler = self._make_sampler()
         self.epoch, self.warning = 0, ""
-        self.best, self.idle = -math.inf, 0
+        self.best, self.idle = -math.inf if held_out is None else self._validation_score(held_out), 0
         self.kept = self._snapshot()
 
     def loop(self) -> None:
@@ -141,14 +163,19 @@ class _Run:
                 return
             self.epoch += 1
             facts = {"loss": loss, "learning_rate": self.optimizer.param_groups[0]["lr"]}
-            monitored = -loss
-            if self.held_out is not None:
-                monitored = facts["validation_score"] = self._validation_score(self.held_out)
-            self._judge(monitored)
+            with self._published():
+                monitored = -loss
+                if self.held_out is not None:
+                    monitored = facts["validation_score"] = self._validation_score(self.held_out)
+                self._judge(monitored)
             if self.recorder.add(**facts) or self._has_stalled():
-                return
-        if self.settings.schedule == "constant":
-            self.warning = f"no plateau within max_iter={total} epochs: increase max_iter or use a schedule"
+                break
+        else:
+            if self.settings.schedule == "constant":
+                self.warning = (
+                    f"no plateau within max_iter={total} epochs: increase max_iter or use a schedule"
+                )
+        self._combine()
 
     def kept_network(self) -> Network:
         """Network of the kept epoch, with the head and the metadata of the first one."""
@@ -172,8 +199,43 @@ class _Run:
             loss = self.loss(self.module(self.X.index_select(0, rows)), rows)
             loss.backward()
             optimizer.step()
+            try:
+                if self.sampler is not None:
+                    self.sampler.step()
+            except FloatingPointError:  # nothing has been published yet
+                return math.nan
             total += loss.detach() * rows.shape[0]
         return float(total) / n
+
+    @contextmanager
+    def _published(self) -> Iterator[None]:
+        """Context in which the module holds the weights to judge: the averaged ones, if there are any."""
+        if self.sampler is not None:
+            with self.sampler.averaged():
+                yield
+        elif self.settings.optimizer == "schedule_free":
+            self.optimizer.eval()
+            yield
+            self.optimizer.train()
+        else:
+            yield
+
+    def _combine(self) -> None:
+        """Judge the best convex combination of the held averages too, if asked to."""
+        if self.sampler is None or self.held_out is None or not self.combines or not self.sampler.n_periods:
+            return
+        target = self.held_out.target if self.held_out.codes is None else self.held_out.codes.astype(np.int64)
+        self.sampler.combine(self._tensor(self.held_out.X), self._tensor(target))
+        with self._published():
+            self._judge(self._validation_score(self.held_out))
+
+    def _make_sampler(self) -> PeriodicWeightSampler | None:
+        options = self.settings.sampling_options
+        self.combines = bool(options and options.pop("combine"))
+        if options is None:
+            return None
+        period = max(1, round(self.n_batches / options.pop("periods_per_epoch")))
+        return PeriodicWeightSampler(self.module, self.optimizer, period=period, **options)
 
     def _judge(self, monitored: float) -> None:
         """Count epochs without progress; keep the weights if they are the ones to return."""
@@ -229,11 +291,29 @@ def rate_factor(schedule: Schedule, progress: float) -> float:
 
 
 def _make_optimizer(torch: Any, parameters: list[Any], settings: Settings) -> Any:
-    common = {"lr": settings.learning_rate, "weight_decay": settings.alpha, "fused": True}
+    common: dict[str, Any] = {"lr": settings.learning_rate, "weight_decay": settings.alpha}
+    if settings.optimizer == "schedule_free":
+        optimizer = _import_schedule_free().AdamWScheduleFree(parameters, **common)
+        optimizer.train()
+        return optimizer
+    common["fused"] = True
     if settings.optimizer == "sgd":
+        return torch.optim.SGD(parameters, **common)
+    if settings.optimizer == "momentum":
         return torch.optim.SGD(parameters, momentum=_MOMENTUM, nesterov=True, **common)
     kind = torch.optim.Adam if settings.optimizer == "adam" else torch.optim.AdamW
     return kind(parameters, **common)
+
+
+def _import_schedule_free() -> Any:
+    try:
+        import schedulefree
+    except ImportError:
+        raise ImportError(
+            "optimizer='schedule_free' needs the schedulefree package, which is not installed: "
+            "pip install 'liftopt[schedule_free]'"
+        ) from None
+    return schedulefree
 
 
 def _head_of(network: Network) -> Activation:

@@ -236,7 +236,8 @@ def starting_network(
 ) -> Network | None:
     """Network that ``init`` stands for: itself, the fit of the method it names, or None.
 
-    ``parameters`` (such as ``hidden_layer_sizes``) go to the named method's estimator.
+    ``parameters`` (such as ``hidden_layer_sizes``) go to the named method's estimator, which is left out with
+    a warning if a class has no row.
 
     Raises
     ------
@@ -247,7 +248,16 @@ def starting_network(
         return None
     if isinstance(init, str):
         estimator = make_estimator(init, data.task, random_state=random_state, **parameters)
-        y = data.codes if data.codes is not None else data.target.squeeze()
+        if data.codes is not None and np.unique(data.codes).size < data.target.shape[1]:
+            warnings.warn(
+                f"init={init!r} was left out: not every class has a row to train on",
+                ConvergenceWarning,
+                stacklevel=2,
+            )
+            return None
+        y = data.codes
+        if y is None:
+            y = data.target[:, 0] if data.target.shape[1] == 1 else data.target
         init = estimator.fit(data.X, y, sample_weight=data.weight).network_
     if not isinstance(init, Network):
         raise ValueError(f"init must be None, a method name or a Network, got {type(init).__name__}")

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 
+from liftopt.activations import get_activation
 from liftopt.backprop import Optimizer, Schedule, Settings, descend
 from liftopt.base import (
     NetworkClassifier,
@@ -27,9 +28,9 @@ from liftopt.base import (
     initial_network,
     starting_network,
 )
-from liftopt.input_map import InputMap, fold, make_input_map, reciprocal, standardise, unfold
-from liftopt.layers import Dense
+from liftopt.input_map import make_input_map, standardise
 from liftopt.network import Network
+from liftopt.preparation import Frame
 from liftopt.solvers.result import Callback, Record
 from liftopt.torch_interop import import_torch
 
@@ -55,11 +56,12 @@ class _Backprop:
         max_iter: int = 100,
         alpha: float = 1e-4,
         input_map: str | Mapping[str, Any] | None = "standardise",
-        early_stopping: bool = False,
+        early_stopping: bool | Literal["auto"] = False,
         validation_fraction: float = 0.1,
         n_iter_no_change: int = 10,
         tol: float = 1e-4,
         warm_start: bool = False,
+        sampling: str | Mapping[str, Any] | None = None,
         init: Network | str | None = None,
         random_state: int | np.random.RandomState | None = None,
         callback: Callback | None = None,
@@ -79,6 +81,7 @@ class _Backprop:
         self.n_iter_no_change = n_iter_no_change
         self.tol = tol
         self.warm_start = warm_start
+        self.sampling = sampling
         self.init = init
         self.random_state = random_state
         self.callback = callback
@@ -96,26 +99,26 @@ class _Backprop:
             self.alpha,
             self.n_iter_no_change,
             self.tol,
+            self.sampling,
         )
         random_state = check_random_state(self.random_state)
         recorder = Recorder(type(self).__name__, self.verbose, self.callback)
         if data.weight is not None:
             data = data.rows(np.flatnonzero(data.weight > 0))
         train, held_out = self._split(data, random_state)
-        input_map = make_input_map(self.input_map, train.X, train.weight, random_state)
-        target_map = None if train.codes is not None else standardise(train.target, train.weight)
+        frame = Frame(
+            make_input_map(self.input_map, train.X, train.weight, random_state),
+            None if train.codes is not None else standardise(train.target, train.weight),
+        )
         found = descend(
-            self._start(train, input_map, target_map, random_state),
-            mapped(train, input_map, target_map),
-            None if held_out is None else mapped(held_out, input_map, target_map),
+            self._start(train, frame, random_state),
+            frame.data(train),
+            None if held_out is None else frame.data(held_out),
             settings,
             recorder,
             random_state,
         )
-        trained = found.network
-        if target_map is not None:  # a constant target has factor 0 and is met exactly
-            trained = affine_outputs(trained, reciprocal(target_map.factor), target_map.mean)
-        self.network_ = trained if input_map is None else fold(trained, input_map)
+        self.network_ = frame.leave(found.network)
         self.history_ = recorder.history
         self.n_iter_ = found.n_iter
         if found.warning:
@@ -129,6 +132,8 @@ class _Backprop:
             return data, None
         rows, held = holdout_split(data, self.validation_fraction, random_state)
         if held.size == 0:
+            if self.early_stopping == "auto":
+                return data, None
             warnings.warn(
                 f"{type(self).__name__}: too few rows to hold any out, early_stopping has no effect",
                 ConvergenceWarning,
@@ -137,25 +142,16 @@ class _Backprop:
             return data, None
         return data.rows(rows), data.rows(held)
 
-    def _start(
-        self,
-        data: TrainingData,
-        input_map: InputMap | None,
-        target_map: InputMap | None,
-        random_state: np.random.RandomState,
-    ) -> Network:
+    def _start(self, data: TrainingData, frame: Frame, random_state: np.random.RandomState) -> Network:
         """Network to start from, on mapped inputs and scaled targets."""
-        hidden = check_layer_sizes(self.hidden_layer_sizes)
+        hidden, activation = check_layer_sizes(self.hidden_layer_sizes), get_activation(self.activation)
         init = self.network_ if self.warm_start and hasattr(self, "network_") else self.init
         start = starting_network(init, data, random_state, hidden_layer_sizes=hidden)
         if start is None:
-            width = data.X.shape[1] if input_map is None else input_map.n_components
+            width = data.X.shape[1] if frame.input_map is None else frame.input_map.n_components
             sizes = (width, *hidden, data.target.shape[1])
-            return initial_network(sizes, self.activation, data.task, data.X.dtype, random_state)
-        start = start.astype(data.X.dtype)
-        if target_map is not None:
-            start = affine_outputs(start, target_map.factor, -target_map.mean * target_map.factor)
-        return start if input_map is None else unfold(start, input_map)
+            return initial_network(sizes, activation, data.task, data.X.dtype, random_state)
+        return frame.enter(start.astype(data.X.dtype))
 
 
 class BackpropClassifier(_Backprop, NetworkClassifier):
@@ -167,8 +163,9 @@ class BackpropClassifier(_Backprop, NetworkClassifier):
         Widths of the hidden layers; ignored when ``init`` or a warm start gives the network.
     activation : str or Activation
         Of the hidden layers, by name from the table of activations.
-    optimizer : {"adam", "adamw", "sgd"}
-        SGD uses Nesterov momentum 0.9.
+    optimizer : {"adam", "adamw", "momentum", "sgd", "schedule_free"}
+        ``"momentum"`` is SGD with Nesterov's momentum 0.9; ``"schedule_free"`` is Schedule-Free AdamW (needs
+        the schedulefree package, and ``schedule="constant"``).
     learning_rate_init : float
         Peak learning rate.
     schedule : {"one_cycle", "cosine", "constant"}
@@ -184,8 +181,9 @@ class BackpropClassifier(_Backprop, NetworkClassifier):
         Map of the inputs during training, folded into the first layer. ``"pca"`` is the damped whitening
         of :func:`liftopt.input_map.make_input_map`; a mapping holds arguments of
         :func:`liftopt.input_map.fit_input_map`.
-    early_stopping : bool
-        Hold out rows, keep the best epoch on them, and stop when it does not improve.
+    early_stopping : bool or "auto"
+        Hold out rows, keep the best epoch on them (or the start), and stop when it does not improve;
+        ``"auto"`` does so if there are enough rows, without a warning.
     validation_fraction : float
         Share of the rows to hold out.
     n_iter_no_change : int
@@ -195,6 +193,12 @@ class BackpropClassifier(_Backprop, NetworkClassifier):
         Smallest improvement that counts, absolute.
     warm_start : bool
         Start from the network of the previous fit.
+    sampling : {"average", "walk", "momentum"}, mapping or None
+        Judge and keep averages of the weights in place of the last ones: the mode of
+        :class:`liftopt.PeriodicWeightSampler`, or a mapping of its arguments, where ``periods_per_epoch``
+        (default 4) stands for the period; by default the last 4 period means, not put back. With
+        ``combine=True`` the convex combination of the held means that is best on the held-out rows is judged
+        too, at the end.
     init : Network, str or None
         Network to start from (any architecture), or the name of a method to fit first.
     random_state : int, RandomState or None
@@ -258,20 +262,3 @@ class BackpropRegressor(_Backprop, NetworkRegressor):
         """
         self._fit(self._check_training_data(X, y, sample_weight))
         return self
-
-
-def mapped(data: TrainingData, input_map: InputMap | None, target_map: InputMap | None) -> TrainingData:
-    """Data with mapped inputs and targets."""
-    X = data.X if input_map is None else input_map.transform(data.X)
-    target = data.target if target_map is None else target_map.transform(data.target)
-    return data._replace(X=X, target=target)
-
-
-def affine_outputs(network: Network, scale: Array, shift: Array) -> Network:
-    """Network whose outputs (before a softmax) are ``scale * outputs + shift``."""
-    last = network.layers[-1]
-    if not isinstance(last, Dense):
-        raise ValueError(f"the last layer must be Dense, got {last}")
-    weight, bias = last.weight * scale, last.bias * scale + shift
-    head = Dense(weight.astype(network.dtype), bias.astype(network.dtype), last.activation)
-    return Network([*network.layers[:-1], head], network.input_shape, network.metadata)

@@ -29,6 +29,19 @@ METHODS: Mapping[str, Method] = {
     ),
     "ternary": Method("liftopt.ternary", "TernaryClassifier", "TernaryRegressor"),
     "fenchel": Method("liftopt.fenchel", "FenchelClassifier", "FenchelRegressor"),
+    "refine": Method(
+        "liftopt.baseline",
+        "BackpropClassifier",
+        "BackpropRegressor",
+        {
+            "init": "manifold",
+            "input_map": "pca",
+            "learning_rate_init": 1e-3,
+            "max_iter": 20,
+            "early_stopping": "auto",
+            "sampling": "walk",
+        },
+    ),
     "adam": Method("liftopt.baseline", "BackpropClassifier", "BackpropRegressor", {"optimizer": "adam"}),
 }
 

@@ -2,16 +2,43 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy.typing as npt
 
 from liftopt.base import TrainingData
-from liftopt.input_map import InputMap
+from liftopt.input_map import InputMap, fold, reciprocal, unfold
 from liftopt.layers import Dense
 from liftopt.network import Network
 
 Array = npt.NDArray[Any]
+
+
+class Frame(NamedTuple):
+    """Coordinates in which a descent works: a map of the inputs and a scaling of the targets, or None."""
+
+    input_map: InputMap | None
+    target_map: InputMap | None
+
+    def data(self, data: TrainingData) -> TrainingData:
+        """Mapped rows and targets."""
+        X = data.X if self.input_map is None else self.input_map.transform(data.X)
+        target = data.target if self.target_map is None else self.target_map.transform(data.target)
+        return data._replace(X=X, target=target)
+
+    def enter(self, network: Network) -> Network:
+        """Network on mapped rows and targets, from one on raw rows."""
+        outputs = self.target_map
+        if outputs is not None:
+            network = affine_outputs(network, outputs.factor, -outputs.mean * outputs.factor)
+        return network if self.input_map is None else unfold(network, self.input_map)
+
+    def leave(self, network: Network) -> Network:
+        """Network on raw rows; a constant target has factor 0 and is met exactly."""
+        outputs = self.target_map
+        if outputs is not None:
+            network = affine_outputs(network, reciprocal(outputs.factor), outputs.mean)
+        return network if self.input_map is None else fold(network, self.input_map)
 
 
 def mapped(data: TrainingData, input_map: InputMap | None, centre: Array, scale: Array) -> TrainingData:

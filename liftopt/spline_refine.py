@@ -6,9 +6,9 @@ import numpy as np
 
 from liftopt.backprop import Settings, descend
 from liftopt.base import Recorder, TrainingData, score_of
-from liftopt.baseline import affine_outputs, mapped
-from liftopt.input_map import fold, reciprocal, standardise, unfold
+from liftopt.input_map import standardise
 from liftopt.network import Network
+from liftopt.preparation import Frame
 from liftopt.solvers.result import Record
 
 _RATE = 1e-3  # Adam at 1e-2 destroys the start within ten steps
@@ -40,17 +40,10 @@ def refine_network(
     """
     recorder = Recorder("spline refinement")
     recorder.add(epoch=0, validation_score=score_of(start, held_out))
-    inputs = standardise(train.X, train.weight)
-    outputs = None if train.codes is not None else standardise(train.target, train.weight)
-
-    network = unfold(start, inputs)
-    if outputs is not None:
-        network = affine_outputs(network, outputs.factor, -outputs.mean * outputs.factor)
+    scaled = None if train.codes is not None else standardise(train.target, train.weight)
+    frame = Frame(standardise(train.X, train.weight), scaled)
     settings = Settings("adam", learning_rate, "one_cycle", "auto", epochs, 0.0, epochs, 0.0)
-    data = mapped(train, inputs, outputs), mapped(held_out, inputs, outputs)
-    found = descend(network, *data, settings, recorder, random_state).network
-    if outputs is not None:
-        found = affine_outputs(found, reciprocal(outputs.factor), outputs.mean)
-    found = fold(found, inputs)
+    data = frame.data(train), frame.data(held_out)
+    found = frame.leave(descend(frame.enter(start), *data, settings, recorder, random_state).network)
     best = found if score_of(found, held_out) > score_of(start, held_out) else start
     return best, recorder.history

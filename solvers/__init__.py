@@ -23,6 +23,7 @@ from .network_search import DiscreteNetwork, search_network
 from .pruning import PruningPath, prune_terms
 from .result import Measure, Result, Run, SolverError, Status, iterate
 from .ridge_path import RidgePath, ridge_path, ridge_path_moments, solve_ridge_folds, solve_ridge_path
+from .simplex import solve_simplex_cross_entropy, solve_simplex_least_squares
 from .softmax import solve_softmax_regression
 from .softmax_search import DiscreteAffine, SoftmaxSearch, search_softmax
 from .stiefel import polar_factor, solve_procrustes, solve_stiefel_linear
@@ -85,6 +86,8 @@ __all__ = [
     "solve_ridge_folds",
     "solve_ridge_moments",
     "solve_ridge_path",
+    "solve_simplex_cross_entropy",
+    "solve_simplex_least_squares",
     "solve_simplex_weights",
     "solve_softmax_regression",
     "solve_stiefel_linear",

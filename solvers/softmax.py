@@ -30,7 +30,7 @@ from scipy.special import logsumexp
 
 from .affine import AffineMap
 from .result import Callback, Measure, OnLimit, Result, conclude, iterate
-from .validation import as_count, as_finite, as_scalar, as_weights
+from .validation import as_count, as_distributions, as_finite, as_scalar, as_weights
 
 Array = npt.NDArray[Any]
 Solve = Callable[[Array], Array]
@@ -180,7 +180,7 @@ class _Problem(NamedTuple):
         fit_intercept: bool,
     ) -> _Problem:
         X = as_finite("X", X, ndim=2)
-        Y = _as_distributions(Y, X)
+        Y = as_distributions("Y", Y, X.shape[0])
         n, d = X.shape
         weight = as_weights("sample_weight", sample_weight, n)
         weight = np.ones(n) if weight is None else weight
@@ -334,14 +334,3 @@ def _stack(init: tuple[npt.ArrayLike, npt.ArrayLike] | None, features: int, clas
             )
         theta[:-1], theta[-1] = weight, intercept
     return theta
-
-
-def _as_distributions(Y: npt.ArrayLike, X: Array) -> Array:
-    Y = as_finite("Y", Y, ndim=2)
-    if Y.shape[0] != X.shape[0]:
-        raise ValueError(f"Y has {Y.shape[0]} rows, X has {X.shape[0]}")
-    if Y.shape[1] < 2:
-        raise ValueError("Y needs a column for each of at least two classes")
-    if Y.min(initial=0.0) < 0.0 or np.abs(Y.sum(axis=1, dtype=np.float64) - 1.0).max(initial=0.0) > 1e-5:
-        raise ValueError("rows of Y must be class probabilities: non-negative, summing to one")
-    return Y

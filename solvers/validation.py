@@ -72,3 +72,15 @@ def as_weights(name: str, value: npt.ArrayLike | None, n: int) -> Array | None:
     if weights.min(initial=0.0) < 0.0 or weights.sum() <= 0.0:
         raise ValueError(f"{name} must be non-negative with a positive sum")
     return weights
+
+
+def as_distributions(name: str, value: npt.ArrayLike, n: int) -> Array:
+    """Return ``value`` as ``n`` rows of class probabilities: non-negative, each summing to one."""
+    Y = as_finite(name, value, ndim=2)
+    if Y.shape[0] != n:
+        raise ValueError(f"{name} has {Y.shape[0]} rows, X has {n}")
+    if Y.shape[1] < 2:
+        raise ValueError(f"{name} needs a column for each of at least two classes")
+    if Y.min(initial=0.0) < 0.0 or np.abs(Y.sum(axis=1, dtype=np.float64) - 1.0).max(initial=0.0) > 1e-5:
+        raise ValueError(f"rows of {name} must be class probabilities: non-negative, summing to one")
+    return Y

@@ -40,7 +40,7 @@ def digits():
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"optimizer": "adamw"}, {"optimizer": "sgd", "learning_rate_init": 0.1}, {"schedule": "cosine"},
+    [{}, {"optimizer": "adamw"}, {"optimizer": "momentum", "learning_rate_init": 0.1}, {"schedule": "cosine"},
      {"input_map": "pca"}, {"input_map": {"n_components": 40}}, {"activation": "tanh"},
      {"early_stopping": True}],
 )  # fmt: skip
@@ -81,12 +81,12 @@ def test_without_hidden_layers_it_is_least_squares():
 
 
 @pytest.mark.parametrize("input_map", ["standardise", {"n_components": 5}, None])
-def test_one_full_batch_step_of_sgd_is_the_gradient_step_on_mapped_inputs(rng, input_map):
+def test_one_full_batch_step_of_momentum_is_the_gradient_step_on_mapped_inputs(rng, input_map):
     """The oracle is autograd on the mapped rows, then the fold."""
     X, y = rng.normal(size=(40, 8)), rng.integers(0, 3, 40)
     weight = rng.integers(1, 4, 40).astype(float)
     options: dict[str, Any] = {
-        "hidden_layer_sizes": (6,), "activation": "tanh", "optimizer": "sgd", "schedule": "constant",
+        "hidden_layer_sizes": (6,), "activation": "tanh", "optimizer": "momentum", "schedule": "constant",
         "batch_size": 40, "input_map": input_map, "random_state": 0, "n_iter_no_change": 100,
     }  # fmt: skip
     with pytest.warns(ConvergenceWarning, match="no plateau"):
@@ -173,7 +173,7 @@ def test_constant_schedule_stops_at_a_plateau():
     X, y = load_iris(return_X_y=True)
     options: dict[str, Any] = {
         "schedule": "constant",
-        "optimizer": "sgd",
+        "optimizer": "momentum",
         "random_state": 0,
         "hidden_layer_sizes": (5,),
     }
@@ -186,7 +186,7 @@ def test_constant_schedule_stops_at_a_plateau():
 def test_divergence_warns_and_keeps_finite_weights(rng):
     X, y = rng.normal(size=(200, 4)), rng.normal(size=200)
     model = BackpropRegressor(
-        optimizer="sgd", learning_rate_init=1e6, random_state=0, hidden_layer_sizes=(8, 8)
+        optimizer="momentum", learning_rate_init=1e6, random_state=0, hidden_layer_sizes=(8, 8)
     )
     with pytest.warns(ConvergenceWarning, match="diverged in epoch .*: reduce learning_rate_init"):
         model.fit(X, y)
@@ -211,7 +211,7 @@ def test_warm_start_and_init_continue_from_the_network():
     X, X_test, y, y_test = digits()
     model = BackpropClassifier(max_iter=5, warm_start=True, random_state=0).fit(X, y)
     first, network = model.score(X_test, y_test), model.network_
-    tiny: dict[str, Any] = {"learning_rate_init": 1e-12, "optimizer": "sgd", "max_iter": 1, "alpha": 0.0}
+    tiny: dict[str, Any] = {"learning_rate_init": 1e-12, "optimizer": "momentum", "max_iter": 1, "alpha": 0.0}
     kept = model.set_params(**tiny).fit(X, y)
     assert kept.score(X_test, y_test) == first
     continued = BackpropClassifier(init=network, random_state=0, **tiny).fit(X, y)
@@ -228,7 +228,7 @@ def test_init_accepts_a_network_of_logits_without_softmax(rng):
 def test_regressor_continues_from_a_network(rng):
     X, y = rng.normal(size=(60, 3)), 1e6 + 1e5 * rng.normal(size=(60, 2))
     init = BackpropRegressor(random_state=0, hidden_layer_sizes=(7,), max_iter=5).fit(X, y).network_
-    tiny: dict[str, Any] = {"learning_rate_init": 1e-12, "optimizer": "sgd", "max_iter": 1, "alpha": 0.0}
+    tiny: dict[str, Any] = {"learning_rate_init": 1e-12, "optimizer": "momentum", "max_iter": 1, "alpha": 0.0}
     again = BackpropRegressor(init=init, random_state=0, **tiny).fit(X, y)
     np.testing.assert_allclose(again.predict(X), init(X), rtol=1e-9)
 
@@ -281,7 +281,7 @@ def test_awkward_data_train_to_finite_networks(rng):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"optimizer": "lbfgs"}, "optimizer must be one of adam, adamw, sgd"),
+        ({"optimizer": "lbfgs"}, "optimizer must be one of adam, adamw, momentum, sgd, schedule_free"),
         ({"schedule": "linear"}, "schedule must be one of"),
         ({"learning_rate_init": 0.0}, "learning_rate_init must be a finite number > 0"),
         ({"batch_size": 0}, "batch_size must be an integer >= 1"),
