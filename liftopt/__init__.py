@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from liftopt.baseline import BackpropClassifier, BackpropRegressor
     from liftopt.fenchel import FenchelClassifier, FenchelRegressor
     from liftopt.hinging import HingingHyperplaneClassifier, HingingHyperplaneRegressor
-    from liftopt.layers import AvgPool2d, Conv2d, Dense, Flatten
+    from liftopt.layers import AvgPool2d, Conv2d, Dense, Flatten, Normalize
     from liftopt.manifold import ManifoldClassifier, ManifoldRegressor
     from liftopt.network import ModelFileError, Network
     from liftopt.packing import FiniteArray
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from liftopt.ternary import TernaryClassifier, TernaryRegressor
     from liftopt.weight_mixing import Mixture, mix_weights
     from liftopt.weight_sampling import PeriodicWeightSampler
+    from liftopt.threads import limit_threads
 
 # Public names and their modules: imported on first use, so that `import liftopt` stays light.
 _EXPORTS = {
@@ -46,6 +47,7 @@ _EXPORTS = {
     "Network": "liftopt.network",
     "Mixture": "liftopt.weight_mixing",
     "PeriodicWeightSampler": "liftopt.weight_sampling",
+    "Normalize": "liftopt.layers",
     "SplineClassifier": "liftopt.spline",
     "SplineRegressor": "liftopt.spline",
     "ChunkError": "liftopt.sources",
@@ -56,6 +58,7 @@ _EXPORTS = {
     "TernaryRegressor": "liftopt.ternary",
     "mix_weights": "liftopt.weight_mixing",
     "refine": "liftopt.refinement",
+    "limit_threads": "liftopt.threads",
 }
 
 __all__ = [
@@ -79,6 +82,7 @@ __all__ = [
     "ModelFileError",
     "Network",
     "PeriodicWeightSampler",
+    "Normalize",
     "SplineClassifier",
     "SplineRegressor",
     "Stream",
@@ -88,6 +92,7 @@ __all__ = [
     "stream",
     "mix_weights",
     "refine",
+    "limit_threads",
 ]
 
 

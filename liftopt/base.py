@@ -10,6 +10,7 @@ import logging
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from functools import wraps
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -27,6 +28,19 @@ from liftopt.methods import Task, make_estimator
 from liftopt.network import Network
 from liftopt.solvers.result import Callback, Record
 from liftopt.solvers.validation import as_count
+from liftopt.threads import threads_of_a_fit
+
+try:
+    from sklearn.callback import CallbackSupportMixin, with_callbacks
+except ImportError:  # scikit-learn before 1.9
+
+    class CallbackSupportMixin:  # type: ignore[no-redef]
+        """No callbacks but our own."""
+
+    def with_callbacks(method: Any) -> Any:
+        """Nothing to surround."""
+        return method
+
 
 Array = npt.NDArray[Any]
 
@@ -60,7 +74,22 @@ class TrainingData(NamedTuple):
         )
 
 
-class NetworkClassifier(ClassifierMixin, BaseEstimator):
+class _NetworkEstimator(CallbackSupportMixin, BaseEstimator):
+    """What surrounds every ``fit``: the number of threads, and scikit-learn's callbacks where it has them.
+
+    A callback of ``set_callbacks`` sees the fit as one task and each record of the history as a subtask (the
+    record is ``estimator.history_[-1]``); it ends the training by a true value at the end of a subtask.
+    """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "fit" in cls.__dict__:
+            cls.fit = _surrounded(cls.__dict__["fit"])
+        if "partial_fit" in cls.__dict__:
+            cls.partial_fit = threads_of_a_fit()(cls.__dict__["partial_fit"])
+
+
+class NetworkClassifier(ClassifierMixin, _NetworkEstimator):
     """Prediction from ``network_`` (softmax head) and ``classes_``."""
 
     network_: Network
@@ -104,7 +133,7 @@ class NetworkClassifier(ClassifierMixin, BaseEstimator):
         return rows
 
 
-class NetworkRegressor(RegressorMixin, BaseEstimator):
+class NetworkRegressor(RegressorMixin, _NetworkEstimator):
     """Prediction from ``network_`` (identity head); several outputs are allowed."""
 
     network_: Network
@@ -186,8 +215,31 @@ def score_outputs(outputs: Array, data: TrainingData) -> float:
     return float(np.mean(1.0 - error / np.maximum(spread, np.finfo(np.float64).tiny ** 0.5)))
 
 
+def _surrounded(fit: Callable[..., Any]) -> Callable[..., Any]:
+    """``fit`` with its number of threads, as the root task of scikit-learn's callbacks."""
+
+    @wraps(fit)
+    def surrounded(self: Any, X: Any, y: Any, *args: Any, **kwargs: Any) -> Any:
+        with threads_of_a_fit():
+            root = _root_task(self, X, y)
+            fit(self, X, y, *args, **kwargs)
+            if root is not None:
+                root.call_on_fit_task_end(estimator=self, X=X, y=y, reconstruction_attributes={})
+        return self
+
+    return with_callbacks(surrounded)
+
+
+def _root_task(estimator: Any, X: Any, y: Any) -> Any:
+    """Begun task of scikit-learn's callbacks for a fit, None where there are none."""
+    if not hasattr(estimator, "_init_callback_context"):
+        return None
+    root = estimator._init_callback_context(max_subtasks=None)
+    return root.call_on_fit_task_begin(estimator=estimator, X=X, y=y)
+
+
 class Recorder:
-    """History of one fit: time-stamped records, passed to the callback and to the log.
+    """History of one fit: time-stamped records, passed to the callbacks and to the log.
 
     Parameters
     ----------
@@ -202,9 +254,18 @@ class Recorder:
     def __init__(self, name: str, verbose: int | bool = False, callback: Callback | None = None) -> None:
         self.history: list[Record] = []
         self._name, self._verbose, self._callback = name, verbose, callback
+        self._estimator: Any = None
         self._wall, self._cpu = time.perf_counter(), time.process_time()
         if callback is not None and not callable(callback):
             raise ValueError(f"callback must be callable, got {callback!r}")
+
+    @classmethod
+    def of(cls, estimator: Any) -> Recorder:
+        """Recorder with the estimator's ``verbose`` and ``callback``; its history is ``history_`` at once."""
+        recorder = cls(type(estimator).__name__, estimator.verbose, estimator.callback)
+        recorder._estimator = estimator
+        estimator.history_ = recorder.history
+        return recorder
 
     def add(self, **facts: Any) -> bool:
         """Append a record (with ``iteration``, ``time``, ``cpu``); return whether to stop."""
@@ -218,7 +279,16 @@ class Recorder:
         if self._verbose:
             parts = (f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in record.items())
             logger.info("%s %s", self._name, " ".join(parts))
-        return bool(self._callback(record)) if self._callback else False
+        stop = bool(self._callback(record)) if self._callback else False
+        return self._tell_scikit_learn() or stop
+
+    def _tell_scikit_learn(self) -> bool:
+        """Begin and end a subtask of the fit; whether a callback of ``set_callbacks`` asks to stop."""
+        root = getattr(self._estimator, "_callback_fit_ctx", None)
+        if root is None:
+            return False
+        task = root.subcontext(task_name="iteration").call_on_fit_task_begin(estimator=self._estimator)
+        return bool(task.call_on_fit_task_end(estimator=self._estimator))
 
 
 def run_interruptible(loop: Callable[[], None], name: str) -> None:

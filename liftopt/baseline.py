@@ -102,7 +102,7 @@ class _Backprop:
             self.sampling,
         )
         random_state = check_random_state(self.random_state)
-        recorder = Recorder(type(self).__name__, self.verbose, self.callback)
+        recorder = Recorder.of(self)
         if data.weight is not None:
             data = data.rows(np.flatnonzero(data.weight > 0))
         train, held_out = self._split(data, random_state)
@@ -119,7 +119,6 @@ class _Backprop:
             random_state,
         )
         self.network_ = frame.leave(found.network)
-        self.history_ = recorder.history
         self.n_iter_ = found.n_iter
         if found.warning:
             warnings.warn(f"{type(self).__name__} {found.warning}", ConvergenceWarning, stacklevel=3)

@@ -25,13 +25,13 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.metrics import accuracy_score, r2_score
 from sklearn.utils import check_random_state
-from threadpoolctl import threadpool_limits
 
 from liftopt.comparison import Comparison, Run
 from liftopt.data import Dataset, Split, load
 from liftopt.entrants import Entrant, entrants
 from liftopt.methods import Task
 from liftopt.solvers.validation import as_count
+from liftopt.threads import limit_threads
 
 Array = npt.NDArray[Any]
 Progress = Callable[[int, int, str], None]
@@ -97,12 +97,10 @@ def compare(
         progress=progress,
     )
     interruption = _Interruption()
-    with interruption:
-        with threadpool_limits(as_count("threads", threads)):
-            bench.warm_up(splits[0])
-        with threadpool_limits(threads):  # now with the libraries that the warm-up has loaded
-            for repeat, split in enumerate(splits):
-                bench.run_repeat(repeat, split, random_state + repeat, interruption)
+    with interruption, limit_threads(threads):
+        bench.warm_up(splits[0])
+        for repeat, split in enumerate(splits):
+            bench.run_repeat(repeat, split, random_state + repeat, interruption)
     return Comparison(
         data=data.name,
         task=data.task,

@@ -124,7 +124,7 @@ class LiftedTraining:
         self._check_parameters()
         self.__dict__.pop("_stream", None)
         random_state = check_random_state(self.random_state)
-        recorder = Recorder(type(self).__name__, self.verbose, self.callback)
+        recorder = Recorder.of(self)
         if data.weight is not None:
             data = data.rows(np.flatnonzero(data.weight > 0))
         start = self._given_start(data, random_state)
@@ -136,7 +136,6 @@ class LiftedTraining:
         trained = fit(network, problem, random_state, recorder)
         trained = affine_outputs(trained.astype(data.X.dtype), scale, centre)
         self.network_ = trained if input_map is None else fold(trained, input_map)
-        self.history_ = recorder.history
 
     def _fit_monotone(
         self, network: Network, data: TrainingData, random_state: np.random.RandomState, recorder: Recorder

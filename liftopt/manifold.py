@@ -117,7 +117,7 @@ class _Manifold:
     def _fit(self, data: TrainingData) -> None:
         """Train on checked data and set the fitted attributes."""
         plan = self._plan()
-        recorder = Recorder(type(self).__name__, self.verbose, self.callback)
+        recorder = Recorder.of(self)
         random_state = check_random_state(self.random_state)
         if data.weight is not None:
             data = data.rows(np.flatnonzero(data.weight > 0.0))
@@ -130,7 +130,6 @@ class _Manifold:
         )
         fit = fit_descent if self.backward == "minimum_change" else fit_cycle
         self.network_, self.n_iter_ = fit(data, plan, input_map, init, recorder, random_state)
-        self.history_ = recorder.history
 
 
 class ManifoldClassifier(_Manifold, NetworkClassifier):

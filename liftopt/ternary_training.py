@@ -109,14 +109,13 @@ class DiscreteTraining:
         as_count("max_iter", self.max_iter)
         tol = as_scalar("tol", self.tol, low=0.0)
         random_state = check_random_state(self.random_state)
-        recorder = Recorder(type(self).__name__, self.verbose, self.callback)
+        recorder = Recorder.of(self)
         if self.algorithm == "literal":
             self._fit_literal(data, values, tol, random_state, recorder)
         elif self.algorithm == "layerwise":
             self._fit_layerwise(data, values, tol, random_state, recorder)
         else:
             raise ValueError(f"algorithm must be 'layerwise' or 'literal', got {self.algorithm!r}")
-        self.history_ = recorder.history
 
     def _fit_layerwise(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -22,6 +23,7 @@ from liftopt.activations import (
 )
 from liftopt.layers import IDENTITY, AvgPool2d, Conv2d, Dense, Flatten, Layer, Normalize, Shape
 from liftopt.network import Network
+from liftopt.threads import limit_new_libraries
 
 Spec = tuple[str, dict[str, Any]]
 
@@ -34,12 +36,15 @@ _MODULES = frozenset({
 
 def import_torch() -> Any:
     """Return the torch module, or raise an ImportError that names the extra."""
+    known = "torch" in sys.modules
     try:
         import torch
     except ImportError:
         raise ImportError(
             "this needs PyTorch, which is not installed: pip install 'liftopt[torch]'"
         ) from None
+    if not known:
+        limit_new_libraries()
     return torch
 
 

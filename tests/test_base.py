@@ -1,9 +1,12 @@
 import logging
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.base import clone
+from sklearn.datasets import load_iris
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import accuracy_score, r2_score
 
@@ -19,6 +22,7 @@ from liftopt.base import (
     score_outputs,
     starting_network,
 )
+from liftopt.methods import make_estimator
 
 
 def classes(codes, weight=None, X=None):
@@ -175,3 +179,51 @@ def test_starting_network_fits_the_named_method_with_weights(rng):
     )
     assert start is not None
     assert score_of(start, classes(codes, weight, X)) > 0.9
+
+
+class StopAfter:
+    """Callback of scikit-learn's protocol: notes the tasks, asks to stop after some subtasks."""
+
+    def __init__(self, subtasks):
+        self.subtasks, self.seen, self.records = subtasks, [], []
+
+    def setup(self, estimator, context):
+        self.seen.append("setup")
+
+    def teardown(self, estimator, context):
+        self.seen.append("teardown")
+
+    def on_fit_task_begin(self, estimator, context):
+        self.seen.append(f"begin {context.task_name}")
+
+    def on_fit_task_end(self, estimator, context, *, fitted_estimator=None):
+        self.seen.append(f"end {context.task_name}")
+        if context.task_name == "iteration":
+            assert fitted_estimator is None
+            self.records.append(estimator.history_[-1])
+        else:
+            assert fitted_estimator.network_ is estimator.network_
+        return len(self.records) >= self.subtasks
+
+
+@pytest.mark.skipif(not find_spec("sklearn.callback"), reason="scikit-learn has no callbacks before 1.9")
+@pytest.mark.parametrize("name", ["manifold", "fenchel", "ternary", "adam"])
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_callbacks_of_scikit_learn_follow_the_fit_and_stop_it(name):
+    X, y = load_iris(return_X_y=True)
+    model = make_estimator(name, "classification", hidden_layer_sizes=(5,), random_state=0, max_iter=20)
+    callback = StopAfter(2)
+    model.set_callbacks(callback).fit(X, y)
+    iteration = ["begin iteration", "end iteration"]
+    assert callback.seen == ["setup", "begin fit", *iteration, *iteration, "end fit", "teardown"]
+    assert callback.records == model.history_
+    assert len(model.history_) == 2
+    assert not {name for name in vars(clone(model).fit(X, y)) if "callback_" in name}
+
+
+def test_progress_bar_of_scikit_learn_runs(capsys):
+    callback = pytest.importorskip("sklearn.callback")
+    X, y = load_iris(return_X_y=True)
+    model = make_estimator("manifold", "classification", hidden_layer_sizes=(5,), random_state=0, max_iter=3)
+    model.set_callbacks(callback.ProgressBar()).fit(X, y)
+    assert "ManifoldClassifier" in capsys.readouterr().out
