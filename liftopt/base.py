@@ -306,8 +306,8 @@ def starting_network(
 ) -> Network | None:
     """Network that ``init`` stands for: itself, the fit of the method it names, or None.
 
-    ``parameters`` (such as ``hidden_layer_sizes``) go to the named method's estimator, which is left out with
-    a warning if a class has no row.
+    Of the ``parameters`` (such as ``hidden_layer_sizes``) a named method gets those that it knows; it is left
+    out with a warning if a class has no row.
 
     Raises
     ------
@@ -317,7 +317,7 @@ def starting_network(
     if init is None:
         return None
     if isinstance(init, str):
-        estimator = make_estimator(init, data.task, random_state=random_state, **parameters)
+        estimator = make_estimator(init, data.task, common={"random_state": random_state, **parameters})
         if data.codes is not None and np.unique(data.codes).size < data.target.shape[1]:
             warnings.warn(
                 f"init={init!r} was left out: not every class has a row to train on",

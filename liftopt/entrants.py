@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from liftopt.methods import METHODS, Task, make_estimator
+from liftopt.methods import METHODS, Task, make_estimator, method_names
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,7 @@ class Entrant:
 
     def estimator(self, task: Task, common: Mapping[str, Any], **candidate: Any) -> Any:
         """Unfitted estimator; of the ``common`` parameters it gets those it knows."""
-        estimator = make_estimator(self.method, task, **{**self.parameters, **candidate})
-        known = estimator.get_params()
-        return estimator.set_params(**{key: value for key, value in common.items() if key in known})
+        return make_estimator(self.method, task, common=common, **{**self.parameters, **candidate})
 
 
 def baselines(n: int) -> tuple[Entrant, ...]:
@@ -54,7 +52,7 @@ def baselines(n: int) -> tuple[Entrant, ...]:
 
 
 def entrants(methods: Sequence[str] | None, n: int) -> tuple[Entrant, ...]:
-    """The chosen methods (None: all) followed by the baselines for ``n`` training rows.
+    """The chosen methods and recipes (None: all methods) and the baselines for ``n`` training rows.
 
     Raises
     ------
@@ -63,7 +61,7 @@ def entrants(methods: Sequence[str] | None, n: int) -> tuple[Entrant, ...]:
     """
     tuned = baselines(n)
     chosen = list(METHODS) if methods is None else list(dict.fromkeys(methods))
-    if unknown := [name for name in chosen if name not in METHODS]:
-        raise ValueError(f"unknown method {unknown[0]!r}; choose from {', '.join(METHODS)}")
+    for name in chosen:
+        method_names(name)
     untuned = [name for name in chosen if name not in {baseline.method for baseline in tuned}]
     return (*(Entrant(name, name) for name in untuned), *tuned)

@@ -16,7 +16,6 @@ from liftopt.base import (
     holdout_split,
     initial_network,
     run_interruptible,
-    starting_network,
 )
 from liftopt.block_steps import BlockTrainer
 from liftopt.continuation import Descent, Outcome, descend_lifted
@@ -29,6 +28,7 @@ from liftopt.losses import Head, get_head
 from liftopt.monotone import Order
 from liftopt.network import Network
 from liftopt.preparation import affine_outputs, mapped
+from liftopt.repair import start_of_blocks
 from liftopt.solvers.least_squares import solve_ridge
 from liftopt.solvers.result import Callback, Record
 from liftopt.solvers.validation import as_count, as_scalar
@@ -306,7 +306,7 @@ class LiftedTraining:
         """Network that ``init`` or a warm start gives, on raw inputs."""
         init = self.network_ if self.warm_start and hasattr(self, "network_") else self.init
         hidden = check_layer_sizes(self.hidden_layer_sizes)
-        return starting_network(init, data, random_state, hidden_layer_sizes=hidden)
+        return start_of_blocks(init, data, random_state, hidden_layer_sizes=hidden)
 
     def _fit_input_map(
         self, data: TrainingData, start: Network | None, random_state: np.random.RandomState

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from scipy.linalg import eigh
 from sklearn.utils import check_random_state
 
-from liftopt.layers import Dense
+from liftopt.layers import Conv2d, Dense
 from liftopt.network import Network
 from liftopt.solvers.validation import as_count, as_scalar
 
@@ -193,15 +193,47 @@ def fit_input_map(
 
 
 def fold(network: Network, input_map: InputMap) -> Network:
-    """Network on raw rows ``X`` equal to ``network`` on ``input_map.transform(X)`` (first layer Dense).
+    """Network on raw rows ``X`` equal to ``network`` on ``input_map.transform(X)``.
 
     The product is taken in float64 and rounded once to the network's dtype.
+
+    Parameters
+    ----------
+    network : Network
+        Starts with a Dense layer; or with a Conv2d layer if the map is one factor and one mean a channel, the
+        means zero where the layer pads.
+    input_map : InputMap
+        Of as many features as ``network`` has inputs.
+
+    Raises
+    ------
+    ValueError
+        If the map does not fold exactly.
     """
+    if isinstance(network.layers[0], Conv2d):
+        return _fold_into_convolution(network, network.layers[0], input_map)
     first = _first_dense(network)
     factor = input_map.factor
     inner = first.weight.astype(np.float64)
     weight = factor[:, None] * inner if factor.ndim == 1 else factor @ inner
     return _with_first(network, weight, first.bias - input_map.mean @ weight)
+
+
+def _fold_into_convolution(network: Network, first: Conv2d, input_map: InputMap) -> Network:
+    channels = network.input_shape[0]
+    mean = input_map.mean.reshape(channels, -1)
+    factor = input_map.factor.reshape(channels, -1) if input_map.factor.ndim == 1 else mean[:0]
+    if factor.size == 0 or np.ptp(factor, axis=1).any() or np.ptp(mean, axis=1).any():
+        raise ValueError("into a convolution folds only a map with one factor and one mean a channel")
+    if first.padding and mean.any():
+        raise ValueError(
+            "a shift does not fold into a convolution with padding: its zeros would be shifted too"
+        )
+    weight = first.weight.astype(np.float64) * factor[:, 0, None, None]
+    bias = first.bias - weight.sum(axis=(2, 3)) @ mean[:, 0]
+    dtype = network.dtype
+    folded = Conv2d(weight.astype(dtype), bias.astype(dtype), first.activation, first.stride, first.padding)
+    return Network([folded, *network.layers[1:]], network.input_shape, network.metadata)
 
 
 def unfold(network: Network, input_map: InputMap) -> Network:

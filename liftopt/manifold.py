@@ -31,13 +31,13 @@ from liftopt.base import (
     Recorder,
     TrainingData,
     check_layer_sizes,
-    starting_network,
 )
 from liftopt.heads import HEADS, FitPlan, HeadName
 from liftopt.input_map import InputMap, make_input_map
 from liftopt.manifold_cycle import TARGETS, fit_cycle
 from liftopt.manifold_fit import fit_descent
 from liftopt.network import Network
+from liftopt.repair import start_of_blocks
 from liftopt.solvers.result import Callback, Record
 from liftopt.solvers.validation import as_count, as_scalar
 
@@ -122,7 +122,7 @@ class _Manifold:
         if data.weight is not None:
             data = data.rows(np.flatnonzero(data.weight > 0.0))
         start = self.network_ if self.warm_start and hasattr(self, "network_") else self.init
-        init = starting_network(start, data, random_state, hidden_layer_sizes=plan.widths)
+        init = start_of_blocks(start, data, random_state, hidden_layer_sizes=plan.widths)
         # a foreign network needs every component, or unfolding would lose part of its first layer
         spec = {} if init is not None and self.input_map == "pca" else self.input_map
         input_map = make_input_map(spec, data.X, data.weight, random_state) or InputMap.identity(

@@ -29,7 +29,6 @@ from liftopt.base import (
     initial_network,
     run_interruptible,
     score_outputs,
-    starting_network,
 )
 from liftopt.discrete_search import NetworkSearch, Objective, network_scores
 from liftopt.discrete_stages import Stage, quantise_stages, random_stages, with_numbers
@@ -37,6 +36,7 @@ from liftopt.input_map import InputMap, standardise, unfold
 from liftopt.layers import Dense
 from liftopt.network import Network
 from liftopt.packing import Packing
+from liftopt.repair import start_of_blocks
 from liftopt.solvers.least_squares import solve_ridge
 from liftopt.solvers.network_search import search_network
 from liftopt.solvers.result import Callback, Record
@@ -155,7 +155,7 @@ class DiscreteTraining:
             return None
         init = DEFAULT_START if init is None else init
         parameters = {"hidden_layer_sizes": hidden, "activation": self.activation}
-        network = starting_network(init, train, random_state, **(parameters if isinstance(init, str) else {}))
+        network = start_of_blocks(init, train, random_state, **(parameters if isinstance(init, str) else {}))
         return None if network is None else network.astype(train.X.dtype)
 
     def _continues(self) -> bool:

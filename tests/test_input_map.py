@@ -6,7 +6,7 @@ from scipy import stats
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
 
-from liftopt import AvgPool2d, Dense, Flatten, Network
+from liftopt import AvgPool2d, Conv2d, Dense, Flatten, Network
 from liftopt.input_map import InputMap, fit_input_map, fold, make_input_map, standardise, unfold
 from liftopt.network import dense_network
 
@@ -182,3 +182,32 @@ def test_named_maps_are_those_of_the_functions(rng):
     np.testing.assert_array_equal(InputMap.identity(5).transform(X), X)
     with pytest.raises(ValueError, match="input_map must be 'standardise', 'pca'"):
         make_input_map("zca", X)
+
+
+def channel_map(mean, factor, pixels):
+    return InputMap(np.repeat(mean, pixels), np.repeat(factor, pixels))
+
+
+@given(stride=st.integers(1, 2), padding=st.integers(0, 1), seed=st.integers(0, 99))
+def test_map_of_channels_folds_into_a_convolution(stride, padding, seed):
+    rng = np.random.default_rng(seed)
+    mean = np.zeros(2) if padding else rng.normal(size=2)
+    channels = channel_map(mean, rng.uniform(0.5, 2, 2), 30)
+    conv = Conv2d(rng.normal(size=(3, 2, 3, 2)), rng.normal(size=3), stride=stride, padding=padding)
+    network = Network([conv, Flatten()], (2, 6, 5))
+    X = rng.normal(size=(4, 60))
+    np.testing.assert_allclose(fold(network, channels)(X), network(channels.transform(X)), atol=1e-12)
+
+
+def test_maps_that_do_not_fold_into_a_convolution_are_refused(rng):
+    def network(padding):
+        return Network(
+            [Conv2d(rng.normal(size=(3, 2, 2, 2)), np.zeros(3), padding=padding), Flatten()], (2, 6, 5)
+        )
+
+    with pytest.raises(ValueError, match="its zeros would be shifted too"):
+        fold(network(1), channel_map(np.ones(2), np.ones(2), 30))
+    for bad in (InputMap(rng.normal(size=60), np.ones(60)), InputMap(np.zeros(60), rng.random(60)),
+                InputMap(np.zeros(60), np.eye(60))):  # fmt: skip
+        with pytest.raises(ValueError, match="one factor and one mean a channel"):
+            fold(network(0), bad)

@@ -1,0 +1,120 @@
+"""Methods in a row: each starts from the network that the one before has trained.
+
+A good start is worth more than a long run from a bad one: the closed forms of one method find in seconds what
+another then improves, and gradients refine what blocks have built.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy.typing as npt
+from sklearn.base import BaseEstimator, clone
+from sklearn.utils.validation import check_is_fitted
+
+from liftopt.network import Network
+from liftopt.solvers.result import Record
+
+Array = npt.NDArray[Any]
+
+
+class Stage(NamedTuple):
+    """One fitted method of a recipe, and the seconds since the recipe began."""
+
+    name: str
+    estimator: Any
+    wall: float
+    cpu: float
+
+
+class Recipe(BaseEstimator):
+    """Several methods as one estimator, as ``liftopt fit --method manifold+fenchel`` runs them.
+
+    Parameters
+    ----------
+    methods : sequence of (str, estimator)
+        Names and estimators in order; all but the first take ``init``.
+
+    Attributes
+    ----------
+    stages_ : tuple of Stage
+        The fitted methods.
+    network_ : Network
+        That of the last one.
+    history_ : list of dict
+        Records of all of them, with ``stage``; ``time`` and ``cpu`` count on.
+    n_iter_ : int
+        Sum of their iterations.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from liftopt.methods import make_estimator
+    >>> X, y = load_iris(return_X_y=True)
+    >>> common = {"hidden_layer_sizes": (16,), "random_state": 0}
+    >>> recipe = make_estimator("manifold+fenchel", "classification", common=common).fit(X, y)
+    >>> [stage.name for stage in recipe.stages_]
+    ['manifold', 'fenchel']
+    """
+
+    stages_: tuple[Stage, ...]
+    history_: list[Record]
+
+    def __init__(self, methods: Sequence[tuple[str, Any]]) -> None:
+        self.methods = methods
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Recipe:
+        """Fit the methods one after the other to the same rows.
+
+        Raises
+        ------
+        ValueError
+            If a method cannot start from the network of the one before, or the data cannot be used.
+        """
+        for name, estimator in self.methods[1:]:
+            if "init" not in estimator.get_params():
+                raise ValueError(f"{name} does not start from a network: it can only come first in a recipe")
+        self.stages_, self.history_ = (), []
+        wall, cpu = time.perf_counter(), time.process_time()
+        for index, (name, estimator) in enumerate(self.methods):
+            fitted = clone(estimator)
+            if index:
+                fitted.set_params(init=self.network_)
+            fitted.fit(X, y, sample_weight=sample_weight)
+            self._append(Stage(name, fitted, time.perf_counter() - wall, time.process_time() - cpu))
+        return self
+
+    def _append(self, stage: Stage) -> None:
+        """Take up a fitted stage and its records."""
+        wall, cpu = self.stages_[-1][2:] if self.stages_ else (0.0, 0.0)
+        for record in getattr(stage.estimator, "history_", ()):
+            since = {"time": wall + record["time"], "cpu": cpu + record["cpu"]}
+            self.history_.append({**record, **since, "iteration": len(self.history_), "stage": stage.name})
+        self.stages_ = (*self.stages_, stage)
+
+    @property
+    def network_(self) -> Network:
+        """Network of the last stage."""
+        network: Network = self._last.network_
+        return network
+
+    @property
+    def n_iter_(self) -> int:
+        """Iterations of all stages."""
+        return sum(getattr(stage.estimator, "n_iter_", 1) for stage in self.stages_)
+
+    def predict(self, X: Any) -> Array:
+        """Predictions of the last stage."""
+        predictions: Array = self._last.predict(X)
+        return predictions
+
+    def score(self, X: Any, y: Any) -> float:
+        """Accuracy or R2 of the last stage."""
+        return float(self._last.score(X, y))
+
+    @property
+    def _last(self) -> Any:
+        check_is_fitted(self, "stages_")
+        return self.stages_[-1].estimator
