@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from liftopt.spline import SplineClassifier, SplineRegressor
     from liftopt.streams import Stream, stream
     from liftopt.ternary import TernaryClassifier, TernaryRegressor
+    from liftopt.threads import limit_threads
     from liftopt.weight_mixing import Mixture, mix_weights
     from liftopt.weight_sampling import PeriodicWeightSampler
-    from liftopt.threads import limit_threads
 
 # Public names and their modules: imported on first use, so that `import liftopt` stays light.
 _EXPORTS = {

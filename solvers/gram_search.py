@@ -116,7 +116,7 @@ def search_gram(
         start = _best_start(gram, target, allowed, as_scalar("ridge", ridge, low=0.0), feedback)
     elif start.codes.shape != target.shape or not np.array_equal(start.values, allowed):
         raise ValueError(f"start must hold codes of shape {target.shape} into the same values")
-    codes = np.asfortranarray(start.codes, dtype=np.uint8)
+    codes = np.array(start.codes, dtype=np.uint8, order="F")  # a copy: the search changes it in place
     Ht = np.asfortranarray(gram @ allowed[codes])
     if scale is not None:
         fixed = as_finite("scale", scale, ndim=1).astype(np.float64)

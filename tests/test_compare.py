@@ -242,7 +242,7 @@ def test_same_seed_gives_the_same_scores():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"methods": ["magic"]}, "unknown method 'magic'; choose from linear, adam"),
+        ({"methods": ["magic"]}, "unknown method 'magic'; choose one of linear, adam"),
         ({"repeats": 0}, "repeats must be an integer >= 1"),
         ({"threads": 0}, "threads must be an integer >= 1"),
         ({"hidden_layer_sizes": (0,)}, "hidden_layer_sizes must be an integer >= 1"),

@@ -52,8 +52,8 @@ def test_no_other_head_has_a_lower_objective(rng):
     best = objective(head)
     assert best < objective(network)
     for _ in range(20):
-        W = head.layers[-1].weight
-        moved = Dense(W + 0.01 * rng.normal(size=W.shape), head.layers[-1].bias, SOFTMAX)
+        W, b = head.layers[-1].arrays().values()
+        moved = Dense(W + 0.01 * rng.normal(size=W.shape), b, SOFTMAX)
         assert objective(Network([head.layers[0], moved])) > best
 
 
@@ -99,7 +99,10 @@ def test_heads_and_targets_that_cannot_be_refitted(rng):
        dtype=st.sampled_from([np.float32, np.float64]))  # fmt: skip
 def test_convolutions_become_dense_layers(stride, padding, pool, seed, dtype):
     rng = np.random.default_rng(seed)
-    normal = lambda *shape: rng.normal(size=shape).astype(dtype)  # noqa: E731
+
+    def normal(*shape):
+        return np.asarray(rng.normal(size=shape), dtype)
+
     front: list[Any] = [
         AvgPool2d(pool),
         Conv2d(normal(3, 2, 3, 2), normal(3), TANH, stride=stride, padding=padding),

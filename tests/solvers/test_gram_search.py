@@ -130,3 +130,13 @@ def test_bad_input(rng):
         search_gram(H, np.ones((3, 1)), moves="triple")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="NaN"):
         search_gram(H, np.full((3, 1), np.nan))
+
+
+@pytest.mark.parametrize("units", [1, 3])
+def test_the_start_is_not_changed(rng, units):
+    X, U = problem(rng, k=units)
+    start = quantize(rng.normal(size=(7, units)), (-1, 0, 1)).x
+    codes = start.codes.copy()
+    found = search_gram(X.T @ X, X.T @ U, (-1, 0, 1), start=start).x
+    assert (found.codes != codes).any()
+    np.testing.assert_array_equal(start.codes, codes)
