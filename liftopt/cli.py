@@ -1,4 +1,4 @@
-"""The command line: ``liftopt compare``, ``liftopt fit``, ``liftopt predict``.
+"""The command line: ``liftopt compare``, ``fit``, ``predict``, ``export``, ``doctor``.
 
 Exit codes: 0 done, 1 the input or the outcome is at fault (one line on stderr says why), 2 wrong usage,
 130 Ctrl-C.
@@ -7,24 +7,42 @@ Exit codes: 0 done, 1 the input or the outcome is at fault (one line on stderr s
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from liftopt import __version__
-from liftopt.methods import METHODS
+from liftopt.methods import METHODS, method_names
 
-DONE, FAILED, INTERRUPTED = 0, 1, 130
+FAILED, INTERRUPTED = 1, 130
+STDOUT = Path("-")
 
-_EXAMPLES = """examples:
+_EXAMPLES = {
+    "compare": """
   liftopt compare digits                              every method and tuned Adam on the digits data
   liftopt compare train.csv --target label            the same on your own table
-  liftopt compare mnist --methods manifold --hidden 512 --json mnist.json
-  liftopt fit train.csv --target label --method manifold --out model.safetensors
-  liftopt predict model.safetensors new.csv --out predictions.csv
-"""
+  liftopt compare mnist --methods manifold,manifold+fenchel --hidden 512 --json mnist.json""",
+    "fit": """
+  liftopt fit train.csv --target label --out model.safetensors
+  liftopt fit train.csv --target label --method manifold+fenchel+refine --out model.safetensors
+  liftopt fit houses.csv --target price --method spline --out model.safetensors""",
+    "predict": """
+  liftopt predict model.safetensors new.csv           CSV on stdout
+  liftopt predict model.safetensors new.csv --out predictions.csv""",
+    "export": """
+  liftopt export model.safetensors --to onnx          model.onnx, checked with onnxruntime if installed
+  liftopt export model.safetensors --to torch --out net.pt""",
+    "doctor": """
+  liftopt doctor                                      versions, threads, optional parts, data
+  liftopt doctor --json - | jq .hints""",
+}
+_EXIT_CODES = """exit codes:
+  0 done; 1 the data, the model or the outcome is at fault, and one line on stderr says why; 2 wrong usage;
+  130 interrupted by Ctrl-C (compare still writes what was finished)"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,9 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         From argparse: code 2 on wrong usage, 0 after ``--help`` and ``--version``.
     """
     arguments = _parser().parse_args(argv)
-    command: Callable[[argparse.Namespace], int] = arguments.command
     try:
-        return command(arguments)
+        return _run(arguments)
     except KeyboardInterrupt:
         print("liftopt: interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -55,43 +72,70 @@ def main(argv: Sequence[str] | None = None) -> int:
         return FAILED
 
 
+def _run(arguments: argparse.Namespace) -> int:
+    """The command, and its outcome as text or as JSON."""
+    commands = import_module("liftopt.commands")
+    target: Path | None = arguments.json
+    if target not in (None, STDOUT):
+        commands.check_writable(target)
+    outcome = getattr(commands, arguments.command)(arguments)
+    if target == STDOUT:
+        print(json.dumps(outcome.record, indent=1))
+        return int(outcome.code)
+    outcome.show()
+    if target is not None:
+        commands.write_atomically(target, json.dumps(outcome.record, indent=1).encode())
+        print(f"json: {target.resolve()}")
+    return int(outcome.code)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="liftopt",
         description="Neural networks trained as structured optimisation problems.",
-        epilog=_EXAMPLES,
+        epilog="examples:" + "".join(_EXAMPLES.values()) + "\n\n" + _EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"liftopt {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="command")
+    commands = parser.add_subparsers(required=True, metavar="command", dest="command")
     _add_compare(commands)
     _add_fit(commands)
     _add_predict(commands)
+    _add_export(commands)
+    _add_command(commands, "doctor", "show versions, BLAS and its threads, optional parts and data")
+    return parser
+
+
+def _add_command(commands: Any, name: str, summary: str, description: str = "") -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=summary,
+        description=description or f"{summary[0].upper()}{summary[1:]}.",
+        epilog="examples:" + _EXAMPLES[name] + "\n\n" + _EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write the outcome as JSON; - prints it instead of the text"
+    )
     return parser
 
 
 def _add_compare(commands: Any) -> None:
-    parser = commands.add_parser(
+    parser = _add_command(
+        commands,
         "compare",
-        help="compare every method with tuned Adam on one data set",
-        description="Compare every method with tuned Adam: same data, same architecture. "
-        "Ctrl-C keeps the finished runs.",
+        "compare every method with tuned Adam on one data set",
+        "Compare every method with tuned Adam: same data, same architecture. Ctrl-C keeps the finished runs.",
     )
     _add_data(parser)
     parser.add_argument(
         "--methods",
-        type=_method_names,
+        type=_method_list,
         metavar="NAME[,NAME]",
-        help=f"methods beside the baselines, of: {', '.join(METHODS)} (default: all)",
+        help=f"methods beside the baselines, of: {', '.join(METHODS)}; or recipes such as manifold+fenchel "
+        "(default: all methods)",
     )
     parser.add_argument("--repeats", type=_count, default=3, metavar="N", help="splits or seeds (default: 3)")
-    parser.add_argument(
-        "--threads",
-        type=_count,
-        default=1,
-        metavar="N",
-        help="threads of the numerical libraries (default: 1)",
-    )
     parser.add_argument(
         "--report",
         type=Path,
@@ -99,32 +143,47 @@ def _add_compare(commands: Any) -> None:
         metavar="FILE",
         help="HTML report to write (default: %(default)s)",
     )
-    parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="write everything that was measured as JSON"
-    )
-    parser.set_defaults(command=_compare)
 
 
 def _add_fit(commands: Any) -> None:
-    parser = commands.add_parser(
-        "fit", help="train one network and save it", description="Train one network on all rows and save it."
+    parser = _add_command(
+        commands, "fit", "train one network and save it", "Train one network on all rows and save it."
     )
     _add_data(parser)
-    parser.add_argument("--method", choices=list(METHODS), default="manifold", help="default: %(default)s")
+    parser.add_argument(
+        "--method",
+        type=_method,
+        default="manifold",
+        metavar="NAME[+NAME]",
+        help=f"of: {', '.join(METHODS)}; several joined by + start from each other (default: %(default)s)",
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="model file (.safetensors)")
-    parser.set_defaults(command=_fit)
 
 
 def _add_predict(commands: Any) -> None:
-    parser = commands.add_parser(
+    parser = _add_command(
+        commands,
         "predict",
-        help="apply a saved network to a table",
-        description="Apply a saved network to the rows of a CSV file; columns are matched by name.",
+        "apply a saved network to a table",
+        "Apply a saved network to the rows of a CSV file; columns are matched by name.",
     )
     parser.add_argument("model", type=Path, help="file written by liftopt fit")
     parser.add_argument("table", type=Path, help="CSV file with the columns of the training table")
     parser.add_argument("--out", type=Path, metavar="FILE", help="CSV file to write (default: print)")
-    parser.set_defaults(command=_predict)
+
+
+def _add_export(commands: Any) -> None:
+    parser = _add_command(
+        commands,
+        "export",
+        "write a saved network for onnxruntime or torch",
+        "Write a saved network as an ONNX model, or as a torch checkpoint that loads without executing code.",
+    )
+    parser.add_argument("model", type=Path, help="file written by liftopt fit or Network.save")
+    parser.add_argument("--to", choices=["onnx", "torch"], required=True, help="format")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="file to write (default: the model's name with .onnx or .pt)"
+    )
 
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
@@ -137,13 +196,24 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         "--hidden", type=_widths, default=(300,), metavar="N[,N]", help="hidden layer sizes (default: 300)"
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="random seed (default: 0)")
+    parser.add_argument(
+        "--threads",
+        type=_count,
+        default=1,
+        metavar="N",
+        help="threads of the numerical libraries (default: 1)",
+    )
 
 
-def _method_names(text: str) -> list[str]:
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    if unknown := [name for name in names if name not in METHODS]:
-        raise argparse.ArgumentTypeError(f"unknown method {unknown[0]!r}, choose from {', '.join(METHODS)}")
-    return names
+def _method(text: str) -> str:
+    try:
+        return "+".join(method_names(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _method_list(text: str) -> list[str]:
+    return [_method(name) for name in text.split(",") if name.strip()]
 
 
 def _widths(text: str) -> tuple[int, ...]:
@@ -158,86 +228,3 @@ def _count(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
     return value
-
-
-def _compare(arguments: argparse.Namespace) -> int:
-    from liftopt.compare import compare
-    from liftopt.console import print_comparison, progress_bar
-    from liftopt.data import load
-
-    for path in (arguments.report, arguments.json):
-        _check_writable(path)
-    data = load(arguments.data, target=arguments.target, task=arguments.task)
-    with progress_bar() as progress:
-        comparison = compare(
-            data,
-            methods=arguments.methods,
-            hidden_layer_sizes=arguments.hidden,
-            repeats=arguments.repeats,
-            random_state=arguments.seed,
-            threads=arguments.threads,
-            progress=progress,
-        )
-    print_comparison(comparison)
-    comparison.save_html(arguments.report)
-    print(f"report: {arguments.report.resolve()}")
-    if arguments.json is not None:
-        comparison.save_json(arguments.json)
-        print(f"json: {arguments.json.resolve()}")
-    if comparison.interrupted:
-        return INTERRUPTED
-    return DONE if comparison.runs else FAILED
-
-
-def _fit(arguments: argparse.Namespace) -> int:
-    from liftopt.console import fit_status
-    from liftopt.data import load
-    from liftopt.entrants import Entrant
-    from liftopt.model import with_data_facts
-
-    _check_writable(arguments.out)
-    data = load(arguments.data, target=arguments.target, task=arguments.task)
-    with fit_status(f"{arguments.method} on {data.X.shape[0]:,} rows") as callback:
-        common = {
-            "hidden_layer_sizes": arguments.hidden,
-            "random_state": arguments.seed,
-            "callback": callback,
-        }
-        estimator = Entrant(arguments.method, arguments.method).estimator(data.task, common)
-        estimator.fit(data.X, data.y)
-    network = with_data_facts(estimator.network_, data, arguments.target, arguments.method)
-    network.save(arguments.out)
-    print(network)
-    metric = "accuracy" if data.task == "classification" else "R²"
-    print(f"training {metric}: {estimator.score(data.X, data.y):.4f}")
-    print(f"model: {arguments.out.resolve()}")
-    return DONE
-
-
-def _predict(arguments: argparse.Namespace) -> int:
-    from liftopt.model import predict_table
-    from liftopt.network import Network, write_atomically
-
-    _check_writable(arguments.out)
-    predictions, ignored = predict_table(Network.load(arguments.model), arguments.table)
-    if ignored:
-        print(f"liftopt: note: not used: {', '.join(ignored)}", file=sys.stderr)
-    text = predictions.to_csv(index=False, lineterminator="\n")
-    if arguments.out is None:
-        sys.stdout.write(text)
-    else:
-        write_atomically(arguments.out, text.encode())
-        print(f"predictions: {arguments.out.resolve()} ({len(predictions):,} rows)")
-    return DONE
-
-
-def _check_writable(path: Path | None) -> None:
-    """Refuse an output path before the work is done, not after it."""
-    if path is None:
-        return
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder: give the name of a file")
-    if not path.absolute().parent.is_dir():
-        raise FileNotFoundError(f"the folder of {path} does not exist")
-    if not os.access(path.absolute().parent, os.W_OK):
-        raise PermissionError(f"the folder of {path} is not writable")

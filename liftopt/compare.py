@@ -11,13 +11,11 @@ all of them alike; a small untimed fit loads libraries and compiles kernels firs
 from __future__ import annotations
 
 import os
-import platform
 import signal
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 from typing import Any, NamedTuple
 
@@ -26,10 +24,12 @@ import numpy.typing as npt
 from sklearn.metrics import accuracy_score, r2_score
 from sklearn.utils import check_random_state
 
-from liftopt.comparison import Comparison, Run
+from liftopt.comparison import Comparison, Run, StageRun
 from liftopt.data import Dataset, Split, load
+from liftopt.doctor import environment, versions
 from liftopt.entrants import Entrant, entrants
 from liftopt.methods import Task
+from liftopt.recipe import Stage
 from liftopt.solvers.validation import as_count
 from liftopt.threads import limit_threads
 
@@ -61,7 +61,8 @@ def compare(
     target : str, optional
         Target column, for tables.
     methods : sequence of str, optional
-        Names from :data:`liftopt.methods.METHODS`; default all. The baselines always take part.
+        Names from :data:`liftopt.methods.METHODS`, or recipes of them such as ``"manifold+fenchel"``; default
+        all methods. The baselines always take part.
     hidden_layer_sizes : sequence of int
         Given to every method that takes it.
     repeats : int
@@ -228,6 +229,18 @@ class _Bench:
             n_iter=_plain(getattr(estimator, "n_iter_", None)),
             history=_plain_history(getattr(shown, "history_", ())),
             notes=tuple(dict.fromkeys(f"{w.category.__name__}: {w.message}" for w in caught)),
+            stages=tuple(self._stage_run(stage, split) for stage in getattr(estimator, "stages_", ())),
+        )
+
+    def _stage_run(self, stage: Stage, split: Split) -> StageRun:
+        network = getattr(stage.estimator, "network_", None)
+        return StageRun(
+            stage.name,
+            self._score(stage.estimator, split.X_test, split.y_test),
+            stage.wall,
+            stage.cpu,
+            getattr(network, "n_parameters", None),
+            getattr(network, "nbytes", None),
         )
 
     def _search(self, entrant: Entrant, split: Split, common: Mapping[str, Any], seed: int) -> _Timed:
@@ -334,21 +347,7 @@ def _settings(
 
 def _environment(threads: int) -> dict[str, Any]:
     """Machine, versions and threads, without anything that identifies the machine."""
-    return {
-        "python": platform.python_version(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "cores": os.cpu_count(),
-        "threads": threads,
-        "versions": dict(_versions()),
-    }
-
-
-def _versions() -> Iterator[tuple[str, str]]:
-    for package in _PACKAGES:
-        try:
-            yield package, version(package)
-        except PackageNotFoundError:
-            continue
+    return {**environment(), "threads": threads, "versions": versions(_PACKAGES)}
 
 
 def _plain_history(history: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], ...]:

@@ -10,7 +10,7 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import Any
@@ -21,12 +21,25 @@ from liftopt.solvers.result import Record
 
 
 @dataclass(frozen=True)
+class StageRun:
+    """A recipe after one of its methods: the test score, and the seconds since the recipe began."""
+
+    name: str
+    score: float
+    wall: float
+    cpu: float
+    n_parameters: int | None = None
+    nbytes: int | None = None
+
+
+@dataclass(frozen=True)
 class Run:
     """One fit of one method on one split, judged on rows it has not seen.
 
     ``score`` is the test accuracy or R2; times are seconds, those of the selection apart from those of the
     fit; ``validation_score`` is what the chosen ``parameters`` were chosen by (None: nothing to choose);
-    ``nbytes`` and ``n_parameters`` belong to the trained network; ``notes`` are the warnings it gave.
+    ``nbytes`` and ``n_parameters`` belong to the trained network; ``notes`` are the warnings it gave;
+    ``stages`` are those of a recipe.
     """
 
     method: str
@@ -43,6 +56,7 @@ class Run:
     n_iter: int | None = None
     history: Sequence[Record] = ()
     notes: Sequence[str] = ()
+    stages: Sequence[StageRun] = ()
 
     def seconds_to(self, target: float) -> float:
         """CPU seconds until the history's ``validation_score`` first reached ``target``; inf if never."""
@@ -59,7 +73,10 @@ class Run:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: a method over its finished repeats (times and sizes are medians)."""
+    """One line of the table: a method over its finished repeats (times and sizes are medians).
+
+    ``stage``: the line shows a recipe after that method; recipes have one such line a method but the last.
+    """
 
     method: str
     runs: int
@@ -70,7 +87,8 @@ class Row:
     search_cpu: float
     n_parameters: float | None
     nbytes: float | None
-    seconds_to_target: float | None
+    seconds_to_target: float | None = None
+    stage: str | None = None
 
 
 @dataclass(frozen=True)
@@ -138,9 +156,10 @@ class Comparison:
 
     @property
     def rows(self) -> tuple[Row, ...]:
-        """The table, one row a method that finished at least one run."""
+        """The table: a row for every method that finished a run, after it those of a recipe's stages."""
         target = self.target
-        return tuple(_summary(name, runs, target) for name in self.methods if (runs := self.runs_of(name)))
+        found = [(name, self.runs_of(name)) for name in self.methods]
+        return tuple(row for name, runs in found if runs for row in _summaries(name, runs, target))
 
     @property
     def notices(self) -> tuple[str, ...]:
@@ -158,7 +177,7 @@ class Comparison:
     @property
     def summary(self) -> tuple[str, ...]:
         """The outcome in sentences, losses against the tuned baseline included."""
-        rows = {row.method: row for row in self.rows}
+        rows = {row.method: row for row in self.rows if row.stage is None}
         if not rows:
             return ("No run was finished.",)
         best = max(rows.values(), key=lambda row: row.score)
@@ -225,7 +244,7 @@ HEADINGS = (
 def format_row(row: Row, comparison: Comparison) -> tuple[str, ...]:
     """The cells of one row as text, in the order of ``HEADINGS``."""
     return (
-        row.method,
+        row.method if row.stage is None else f"  after {row.stage}",
         format_score(row.score, row.spread, comparison),
         format_seconds(row.cpu),
         format_seconds(row.wall),
@@ -261,9 +280,22 @@ def format_bytes(size: float) -> str:
     return f"{size:.4g} GiB"
 
 
-def _summary(method: str, runs: Sequence[Run], target: float | None) -> Row:
-    scores = [run.score for run in runs]
+def _summaries(method: str, runs: Sequence[Run], target: float | None) -> list[Row]:
+    """The row of a method, and for a recipe one after each of its methods but the last."""
     followed = target is not None and any(math.isfinite(run.best_validation_score) for run in runs)
+    whole = replace(
+        _summary(method, runs),
+        search_cpu=median(run.search_cpu for run in runs),
+        seconds_to_target=median(run.seconds_to(target) for run in runs)
+        if target is not None and followed
+        else None,
+    )
+    stages = zip(*(run.stages[:-1] for run in runs), strict=True)
+    return [whole, *(replace(_summary(method, stage), stage=stage[0].name) for stage in stages)]
+
+
+def _summary(method: str, runs: Sequence[Run] | Sequence[StageRun]) -> Row:
+    scores = [run.score for run in runs]
     return Row(
         method,
         len(runs),
@@ -271,10 +303,9 @@ def _summary(method: str, runs: Sequence[Run], target: float | None) -> Row:
         stdev(scores) if len(scores) > 1 else math.nan,
         median(run.cpu for run in runs),
         median(run.wall for run in runs),
-        median(run.search_cpu for run in runs),
+        0.0,
         _median_known([run.n_parameters for run in runs]),
         _median_known([run.nbytes for run in runs]),
-        median(run.seconds_to(target) for run in runs) if target is not None and followed else None,
     )
 
 

@@ -16,15 +16,19 @@ import io
 import json
 import os
 import pickle
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from liftopt import __version__
 from liftopt.network import ModelFileError, Network, write_atomically
-from liftopt.onnx_graph import to_onnx
+from liftopt.onnx_graph import INPUT, to_onnx
 from liftopt.torch_interop import architecture, build, import_torch, to_torch
 
 _FORMAT = "liftopt-torch"
+_CHECKED_ROWS = 64
 
 
 def export_onnx(network: Network, path: str | os.PathLike[str]) -> None:
@@ -58,6 +62,35 @@ def export_torch(network: Network, path: str | os.PathLike[str]) -> None:
     buffer = io.BytesIO()
     import_torch().save(content, buffer)
     write_atomically(Path(path), buffer.getvalue())
+
+
+class FileFormat(NamedTuple):
+    """How a format is written, and how its files end by custom."""
+
+    write: Callable[[Network, Path], None]
+    suffix: str
+
+
+FORMATS: Mapping[str, FileFormat] = {
+    "onnx": FileFormat(export_onnx, ".onnx"),
+    "torch": FileFormat(export_torch, ".pt"),
+}
+
+
+def onnx_difference(network: Network, path: str | os.PathLike[str]) -> float | None:
+    """Largest difference of the outputs of an ONNX file to those of ``network`` on random rows.
+
+    Relative to the largest output where that exceeds one; None without onnxruntime.
+    """
+    try:
+        import onnxruntime
+    except ImportError:
+        return None
+    rows = np.random.default_rng(0).standard_normal((_CHECKED_ROWS, *network.input_shape), dtype=np.float32)
+    session = onnxruntime.InferenceSession(os.fspath(path), providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {INPUT: rows})
+    expected = network(rows)
+    return float(np.abs(found - expected).max() / max(1.0, np.abs(expected).max()))
 
 
 def load_torch(path: str | os.PathLike[str]) -> Any:

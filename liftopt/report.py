@@ -56,8 +56,8 @@ def _table(comparison: Comparison) -> str:
         name, *cells = format_row(row, comparison)
         colour = swatch(comparison.methods.index(row.method), joined=False)
         numbers = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
-        kind = ' class="reference"' if row.method == comparison.reference else ""
-        body.append(f'<tr{kind}><th scope="row">{colour} {escape(name)}</th>{numbers}</tr>')
+        kind = "reference" if row.method == comparison.reference else "stage" if row.stage else ""
+        body.append(f'<tr class="{kind}"><th scope="row">{colour} {escape(name)}</th>{numbers}</tr>')
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
     return f'<div class="scroll">{table}</div>'
 
@@ -274,6 +274,8 @@ table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nu
 th, td { padding: .5rem .75rem; text-align: right; white-space: nowrap; border-top: 1px solid var(--rule); }
 thead th { border-top: 0; color: var(--soft); font-weight: 600; }
 th:first-child { text-align: left; position: sticky; left: 0; background: var(--card); font-weight: 600; }
+tr.stage td, tr.stage th:first-child { border-top: 0; padding-top: 0; color: var(--soft); font-weight: 400; }
+tr.stage th:first-child { padding-left: 2rem; } tr.stage .swatch { display: none; }
 tr.reference td, tr.reference th:first-child { background: var(--tint); }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 28rem), 1fr)); gap: 1rem;
   margin: 1.25rem 0; }

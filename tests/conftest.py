@@ -52,8 +52,8 @@ class _StandIn:
         self.random_state = random_state
         self.callback = callback
 
-    def fit(self, X, y):
-        data = self._check_training_data(X, y)
+    def fit(self, X, y, sample_weight=None):
+        data = self._check_training_data(X, y, sample_weight)
         recorder = Recorder("stand-in", callback=self.callback)
         self.network_ = _least_squares_network(data, self.head)
         for k in range(3):

@@ -74,8 +74,18 @@ def test_version_and_help_work_as_a_program():
     assert (done.returncode, done.stdout) == (0, f"liftopt {__version__}\n")
     done = run("--help")
     assert done.returncode == 0
-    for words in ("compare", "fit", "predict", "examples:", "liftopt compare digits"):
+    for words in ("compare", "fit", "predict", "export", "doctor", "examples:", "exit codes:", "130"):
         assert words in done.stdout
+
+
+@pytest.mark.parametrize("command", ["compare", "fit", "predict", "export", "doctor"])
+def test_every_command_explains_itself_with_examples(command, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main([command, "--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    for words in (f"usage: liftopt {command}", f"\n  liftopt {command} ", "--json FILE", "exit codes:"):
+        assert words in text
 
 
 def test_help_is_light():
@@ -100,7 +110,11 @@ def test_help_is_light():
         ["compare", "digits", "--hidden", "3,x"],
         ["fit", "digits"],
         ["fit", "digits", "--method", "magic", "--out", "m"],
+        ["fit", "digits", "--method", "linear+magic", "--out", "m"],
         ["predict", "model"],
+        ["export", "model"],
+        ["export", "model", "--to", "pdf"],
+        ["doctor", "please"],
     ],
 )
 def test_wrong_usage_exits_with_2(arguments, capsys):
@@ -113,7 +127,7 @@ def test_wrong_usage_exits_with_2(arguments, capsys):
 def test_unknown_method_lists_the_known_ones(stand_ins, capsys):
     with pytest.raises(SystemExit):
         main(["compare", "digits", "--methods", "linear,magic"])
-    assert "unknown method 'magic', choose from linear, adam" in capsys.readouterr().err
+    assert "unknown method 'magic'; choose one of linear, adam" in capsys.readouterr().err
 
 
 def test_compare_prints_the_table_and_where_the_files_are(stand_ins, table, tmp_path, capsys):
@@ -361,3 +375,84 @@ def test_every_method_trains_saves_and_predicts(method, table, tmp_path, capsys)
     labels = [row[0] for row in read_csv(capsys.readouterr().out)[1:]]
     truth = [row[-1] for row in read_csv(table.read_text())[1:]]
     assert np.mean([a == b for a, b in zip(labels, truth, strict=True)]) > 0.8
+
+
+def json_of(capsys):
+    return json.loads(capsys.readouterr().out)
+
+
+def test_every_command_gives_json(stand_ins, table, tmp_path, capsys):
+    model, target = tmp_path / "model.safetensors", ["--target", "label"]
+    assert call("fit", table, *target, "--method", "linear", "--out", model, "--json", "-") == 0
+    record = json_of(capsys)
+    assert record["model"] == str(model)
+    assert (record["rows"], record["metric"], record["stages"]) == (150, "accuracy", [])
+    assert record["training_score"] > 0.8
+    assert set(record["seconds"]) == {"wall", "cpu"}
+
+    assert call("predict", model, table, "--json", "-") == 0
+    found = json_of(capsys)
+    assert set(found) == {"predictions", "ignored_columns"}
+    assert len(found["predictions"]["label"]) == len(found["predictions"]["probability"]) == 150
+
+    assert call("export", model, "--to", "onnx", "--json", "-") == 0
+    exported = json_of(capsys)
+    assert exported["bytes"] == Path(exported["file"]).stat().st_size
+    assert exported["largest_difference"] < 1e-5
+
+    report = tmp_path / "r.html"
+    assert call("compare", table, *target, "--repeats", 1, "--report", report, "--json", "-") == 0
+    assert json_of(capsys)["methods"][0] == "linear"
+
+    assert call("doctor", "--json", tmp_path / "d.json") == 0
+    assert f"json: {tmp_path / 'd.json'}" in capsys.readouterr().out
+    assert json.loads((tmp_path / "d.json").read_text())["required"]["numpy"] == np.__version__
+
+
+def test_json_and_out_folders_are_checked_before_the_work(stand_ins, tmp_path, capsys):
+    assert call("doctor", "--json", tmp_path / "none" / "d.json") == 1
+    assert "does not exist" in error_line(capsys)
+    assert call("export", tmp_path / "no.safetensors", "--to", "onnx", "--out", tmp_path) == 1
+    assert "is a folder" in error_line(capsys)
+
+
+@pytest.mark.parametrize(("to", "suffix"), [("onnx", ".onnx"), ("torch", ".pt")])
+def test_export_writes_beside_the_model_or_where_it_is_told(stand_ins, table, tmp_path, capsys, to, suffix):
+    model = fitted(table, tmp_path)
+    assert call("export", model, "--to", to) == 0
+    assert f"{to}: {tmp_path / 'model'}{suffix}" in capsys.readouterr().out
+    assert call("export", model, "--to", to, "--out", tmp_path / "other") == 0
+    assert (tmp_path / "other").read_bytes()[:4] == (tmp_path / f"model{suffix}").read_bytes()[:4]
+    model.write_bytes(b"")
+    assert call("export", model, "--to", to) == 1
+    assert "truncated" in error_line(capsys)
+
+
+def test_missing_onnx_is_no_traceback(stand_ins, table, tmp_path, capsys, monkeypatch):
+    model = fitted(table, tmp_path)
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    assert call("export", model, "--to", "onnx") == 1
+    assert "pip install 'liftopt[onnx]'" in error_line(capsys)
+    assert not (tmp_path / "model.onnx").exists()
+
+
+def test_recipes_on_the_command_line(tmp_path, capsys):
+    model, common = tmp_path / "m.safetensors", ["--hidden", 8, "--json", "-"]
+    assert call("fit", "iris", "--method", "manifold+fenchel", "--out", model, *common) == 0
+    record = json_of(capsys)
+    assert [stage["name"] for stage in record["stages"]] == ["manifold", "fenchel"]
+    assert record["stages"][1]["training_score"] == record["training_score"] > 0.9
+    assert 0 < record["stages"][0]["cpu"] < record["stages"][1]["cpu"]
+    assert call("fit", "iris", "--method", "manifold+fenchel", "--out", model, "--hidden", 8) == 0
+    assert "after manifold: training accuracy" in capsys.readouterr().out
+    assert call("fit", "iris", "--method", "manifold+spline", "--out", model) == 1
+    assert "spline does not start from a network" in error_line(capsys)
+
+
+def test_doctor_speaks_to_people(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("LIFTOPT_DATA", str(tmp_path / "none"))
+    assert call("doctor") == 0
+    text = capsys.readouterr().out
+    assert f"liftopt {__version__}, Python" in text
+    assert f"numpy {np.__version__}" in text
+    assert "hint: the data folder" in text

@@ -15,6 +15,7 @@ from liftopt.comparison import Comparison, Run, format_bytes, format_seconds
 from liftopt.data import Dataset, load
 from liftopt.entrants import Entrant, baselines
 from liftopt.methods import METHODS, Method
+from liftopt.report import render
 
 pytestmark = pytest.mark.usefixtures("stand_ins")
 
@@ -330,3 +331,30 @@ def test_formats():
         "not reached",
     ]
     assert [format_bytes(b) for b in (12, 2048, 3 * 2**20)] == ["12 B", "2 KiB", "3 MiB"]
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_recipes_show_the_gain_and_cost_of_every_stage(monkeypatch, stand_ins):
+    monkeypatch.setitem(
+        METHODS, "fenchel", Method("liftopt.fenchel", "FenchelClassifier", "FenchelRegressor")
+    )
+    result = compare(iris(), methods=["linear+fenchel"], repeats=2, hidden_layer_sizes=(6,))
+    assert not result.failed
+    for run in result.runs_of("linear+fenchel"):
+        first, second = run.stages
+        assert (first.name, second.name) == ("linear", "fenchel")
+        assert second.score == run.score
+        assert 0 < first.cpu < second.cpu <= run.cpu
+        assert {record["stage"] for record in run.history} == {"linear", "fenchel"}
+    whole, part, *_ = result.rows
+    assert (whole.method, whole.stage, part.method, part.stage) == (
+        "linear+fenchel",
+        None,
+        "linear+fenchel",
+        "linear",
+    )
+    assert part.cpu < whole.cpu
+    text = str(result)
+    assert text.index("linear+fenchel") < text.index("  after linear ")
+    assert "after linear" in render(result)
+    assert len(result.to_dict()["runs"][0]["stages"]) == 2

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from liftopt.cli import main
+from liftopt.commands import Outcome
 
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", "docs/quickstart.md"]
@@ -35,8 +36,10 @@ def test_make_targets_exist(page):
 @pytest.mark.parametrize("page", [*PAGES, "docs/command_line.md"])
 def test_commands_are_understood(page, monkeypatch):
     """Every ``liftopt`` line parses; the commands themselves are replaced."""
-    for command in ("_compare", "_fit", "_predict"):
-        monkeypatch.setattr(f"liftopt.cli.{command}", lambda arguments: 0)
+    for command in ("compare", "fit", "predict", "export", "doctor"):
+        outcome = Outcome({}, lambda: None)
+        monkeypatch.setattr(f"liftopt.commands.{command}", lambda arguments, outcome=outcome: outcome)
+    monkeypatch.setattr("liftopt.commands.write_atomically", lambda path, data: None)
     lines = re.findall(r"^\$ liftopt (.*?)(?:\s+#.*)?$", read(page), flags=re.MULTILINE)
     assert lines
     for line in lines:

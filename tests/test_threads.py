@@ -1,11 +1,10 @@
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import pytest
-from threadpoolctl import threadpool_info, threadpool_limits
 
 from liftopt import limit_threads
 from liftopt.threads import VARIABLES, limit_new_libraries, threads_of_a_fit
@@ -13,58 +12,67 @@ from liftopt.threads import VARIABLES, limit_new_libraries, threads_of_a_fit
 ROOT = Path(__file__).parent.parent
 
 
-def threads():
-    np.eye(2) @ np.eye(2)
-    return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
+class Library:
+    """A library with a number of threads, and what threadpoolctl does to it."""
+
+    def __init__(self):
+        self.threads = 2
+
+    def limit(self, count):
+        before, self.threads = self.threads, count
+        return self._restored(before)
+
+    @contextmanager
+    def _restored(self, before):
+        try:
+            yield
+        finally:
+            self.threads = before
 
 
 @pytest.fixture
-def no_choice(monkeypatch):
+def library(monkeypatch):
+    """Nothing chosen, and a library of two threads."""
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
-    with threadpool_limits(2, user_api="blas"):
-        if threads() != {2}:
-            pytest.skip("this BLAS library has one thread only")
-        yield
+    library = Library()
+    monkeypatch.setattr("liftopt.threads.threadpool_limits", library.limit)
+    return library
 
 
-@pytest.mark.usefixtures("no_choice")
-def test_a_fit_takes_one_thread_and_gives_the_others_back():
+def test_a_fit_takes_one_thread_and_gives_the_others_back(library):
     with threads_of_a_fit():
-        assert threads() == {1}
+        assert library.threads == 1
         with threads_of_a_fit():
-            assert threads() == {1}
-        assert threads() == {1}
-    assert threads() == {2}
+            assert library.threads == 1
+        assert library.threads == 1
+    assert library.threads == 2
 
 
-@pytest.mark.usefixtures("no_choice")
-def test_a_chosen_number_holds_inside_of_fits(monkeypatch):
+def test_a_chosen_number_holds_inside_of_fits(library, monkeypatch):
     with limit_threads(2), threads_of_a_fit():
-        assert threads() == {2}
+        assert library.threads == 2
     with limit_threads(2), limit_threads(1), threads_of_a_fit():
-        assert threads() == {1}
+        assert library.threads == 1
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     with threads_of_a_fit():
-        assert threads() == {2}
+        assert library.threads == 2
 
 
-@pytest.mark.usefixtures("no_choice")
-def test_libraries_that_come_later_join_and_leave_with_the_limit():
+def test_libraries_that_come_later_join_and_leave_with_the_limit(library):
     with limit_threads(1):
-        threadpool_limits(2)  # as if freshly loaded
+        library.threads = 2  # as if freshly loaded
         limit_new_libraries()
-        assert threads() == {1}
-    assert threads() == {2}
+        assert library.threads == 1
+    assert library.threads == 2
     limit_new_libraries()
-    assert threads() == {2}
+    assert library.threads == 2
 
 
-@pytest.mark.usefixtures("no_choice")
-def test_an_error_inside_gives_the_threads_back():
+def test_an_error_inside_gives_the_threads_back(library):
     with pytest.raises(ZeroDivisionError), limit_threads(1):
         raise ZeroDivisionError
-    assert threads() == {2}
+    assert library.threads == 2
     with pytest.raises(ValueError, match="threads must be an integer >= 1"), limit_threads(0):
         pass
 
@@ -82,3 +90,22 @@ def test_torch_loaded_by_a_fit_keeps_to_the_limit(tmp_path):
         [sys.executable, "-c", code], cwd=ROOT, env=free, capture_output=True, text=True, check=True
     )
     assert done.stdout == "1\n"
+
+
+def test_a_fit_in_a_fresh_process_takes_one_blas_thread():
+    code = (
+        "import numpy as np\n"
+        "from threadpoolctl import threadpool_info\n"
+        "from liftopt import ManifoldClassifier\n"
+        "seen = []\n"
+        "def look(record):\n"
+        "    seen.extend(p['num_threads'] for p in threadpool_info() if p['user_api'] == 'blas')\n"
+        "X = np.random.default_rng(0).normal(size=(200, 3))\n"
+        "ManifoldClassifier((4,), max_iter=2, callback=look, random_state=0).fit(X, X[:, 0] > 0)\n"
+        "print(set(seen))"
+    )
+    free = {k: v for k, v in os.environ.items() if k not in VARIABLES}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=free, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "{1}\n"
