@@ -40,7 +40,7 @@ class _HingingEstimator:
     network_: Network
 
     def __init__(
-        self, *, n_hinges: int = 16, alpha: float = 1e-3, max_iter: int = 200, tol: float = 1e-4
+        self, *, n_hinges: int = 16, alpha: float = 1e-3, max_iter: int = 200, tol: float = 1e-3
     ) -> None:
         self.n_hinges = n_hinges
         self.alpha = alpha

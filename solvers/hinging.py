@@ -1,16 +1,19 @@
-r"""Hinging hyperplanes: a linear function and K oblique hinges, by damped Gauss-Newton steps on one hinge.
+r"""Hinging hyperplanes: a linear function and K oblique hinges, by damped Gauss-Newton steps on all at once.
 
     min over (A, D, C):  F = sum_i w_i |y_i - z_i A - sum_k (z_i d_k)+ c_k|^2 + ridge (|A|^2 + sum_k |c_k|^2)
 
-with ``z = (1, x)``, intercepts free and the slopes of every ``d_k`` of unit length. Along the unit vector u
-of ``c_k`` the block of hinge k is Breiman's: fit ``max(z g, z q)``, or ``min`` for the opposite u, to the
-partial residual, ``q`` the linear part and ``g - q = |c_k| d_k``. For a given split of the rows by the hinge
-that is least squares on either side, and going there is the full Gauss-Newton step, as Pucar and Sjoberg
-observed; it is halved until F falls. A and C are refitted jointly after every block, and F never rises.
+with ``z = (1, x)``, intercepts free and the slopes of every ``d_k`` of unit length. With ``c_k = |c_k| u_k``
+the unknowns of hinge k are ``v_k = |c_k| d_k``; on the rows where it is active its derivative is ``z u_k'``.
+The linear part is eliminated exactly, so that the Gauss-Newton matrix is
 
-A new hinge starts from the best of the coordinate axes and of the principal Hessian directions of the
-residual, knots at its quartiles, once with either sign: descent cannot turn a convex hinge into a concave
-one.
+    H_kl = <u_k, u_l> M_k' P M_l + ridge,    M_k the active rows of Z,    P the projection off Z,
+
+one matrix product for all hinges and outputs. A sweep is a Levenberg-Marquardt step on all ``v_k``, after
+which A and C are refitted jointly by ridge regression; it counts only if F falls. For one hinge the undamped
+step is Breiman's, least squares on either side of the split, as Pucar and Sjoberg observed.
+
+Hinges join in pairs, one convex and one concave because descent cannot turn one into the other, along the
+best of the coordinate axes and of the principal Hessian directions of the residual.
 
 References
 ----------
@@ -32,10 +35,11 @@ from .validation import as_count, as_finite, as_scalar, as_weights
 
 Array = npt.NDArray[Any]
 
-_QUARTILES = (0.25, 0.5, 0.75)
+_KNOTS = (-2 / 3, 0.0, 2 / 3)  # of new hinges, in standard deviations from the mean
 _CURVED_DIRECTIONS = 10  # principal Hessian directions tried
-_FIRST_STEPS = 10  # on a new hinge, before the others move
-_SHORTEST = 1e-4
+_CHUNK = 4096  # rows of the Jacobian held at a time
+_TRIALS = 4  # dampings tried in a sweep
+_PATIENCE = 3  # sweeps in a row without progress
 
 
 class HingingHyperplanes(NamedTuple):
@@ -77,6 +81,11 @@ class _Problem(NamedTuple):
     side: float
     scale: float
 
+    @property
+    def penalty(self) -> Array:
+        """Ridge (d + 1,) of a direction: its offset is free."""
+        return np.append(0.0, np.full(self.Z.shape[1] - 1, self.ridge))
+
 
 class _Point(NamedTuple):
     """Directions (d + 1, K), hinge values (n, K), outer coefficients (d + 1 + K, R), residual, objective."""
@@ -86,6 +95,7 @@ class _Point(NamedTuple):
     outer: Array
     residual: Array
     objective: float
+    damping: float
 
 
 def fit_hinging_hyperplanes(
@@ -96,7 +106,7 @@ def fit_hinging_hyperplanes(
     ridge: float = 0.0,
     sample_weight: npt.ArrayLike | None = None,
     max_iter: int = 100,
-    tol: float = 1e-4,
+    tol: float = 1e-3,
     callback: Callback | None = None,
     on_limit: OnLimit = "warn",
 ) -> Result:
@@ -116,9 +126,9 @@ def fit_hinging_hyperplanes(
     sample_weight : array-like of shape (n,), optional
         Non-negative; an integer counts repetitions.
     max_iter : int
-        Largest number of sweeps; each adds a hinge, where there is room, and moves all.
+        Largest number of sweeps; each adds two hinges, where there is room, and moves all.
     tol : float
-        Stop when a sweep lowers the objective by less than ``tol`` relatively.
+        Stop when three sweeps in a row lower the objective by less than ``tol`` relatively.
     callback : callable, optional
         Receives each history record; a true return value stops the solver.
     on_limit : {"warn", "raise", "ignore"}
@@ -138,14 +148,15 @@ def fit_hinging_hyperplanes(
 
     Notes
     -----
-    A sweep over K hinges costs O(K (n d^2 + n K d + d^3)) and O(n d^2) for a new one; memory O(n (d + K)).
+    A sweep over K hinges costs O(n K^2 d^2 + K^3 d^3), and O(n d^2) for new ones. Memory is
+    O(n (d + K) + K^2 d^2).
     """
     n_hinges = as_count("n_hinges", n_hinges, low=0)
     tol = as_scalar("tol", tol, low=0.0)
     problem = _problem(X, Y, ridge, sample_weight)
     run = iterate(
-        lambda point: _sweep(problem, point, n_hinges, tol),
-        _refit(problem, np.zeros((problem.Z.shape[1], 0))),
+        lambda point: _sweep(problem, point, n_hinges),
+        _refit(problem, np.zeros((problem.Z.shape[1], 0)), 1e-2),
         measure=lambda point: Measure(
             point.objective,
             {"stationarity": _stationarity(problem, point)},
@@ -153,13 +164,15 @@ def fit_hinging_hyperplanes(
         ),
         max_iter=as_count("max_iter", max_iter),
         tol=-1.0,
-        stall_after=1,
+        stall_after=_PATIENCE,
         stall_rtol=tol,
         callback=callback,
     )
     at_rest = run.status is Status.STALLED
     status = Status.LOCAL_OPTIMUM if at_rest else run.status
-    message = f"a sweep lowered the objective by less than {tol:g}" if at_rest else run.message
+    message = (
+        f"{_PATIENCE} sweeps in a row lowered the objective by less than {tol:g}" if at_rest else run.message
+    )
     return conclude(run.result(_model(run.state), status=status, message=message), on_limit)
 
 
@@ -184,30 +197,27 @@ def _problem(
     return _Problem(Z, Y, mass, Z.T @ Z, ridge, 2.0 * Z.shape[1], scale)
 
 
-def _sweep(problem: _Problem, point: _Point, n_hinges: int, tol: float) -> _Point:
-    """Add a hinge if there is room and it pays, then move every hinge once."""
-    if point.hinges.shape[1] < n_hinges:
-        trials = [_settle(problem, point, start) for start in _starts(problem, point)]
-        best = min(trials, key=lambda trial: trial.objective, default=point)
-        if best.objective < (1.0 - tol) * point.objective:
-            point = best
-    for k in range(point.hinges.shape[1]):
-        point = _improve(problem, point, k)
-    return point
+def _sweep(problem: _Problem, point: _Point, n_hinges: int) -> _Point:
+    """Add a convex and a concave hinge if there is room and they pay, else move those there are."""
+    room = n_hinges - point.hinges.shape[1]
+    starts = _starts(problem, point)[:room] if room else []
+    if starts:
+        directions = np.column_stack([point.directions, *starts])
+        grown = _move(problem, _refit(problem, directions, point.damping))
+        if _gcv(problem, grown) < _gcv(problem, point):
+            return grown
+    return _move(problem, point) if point.hinges.shape[1] else point
 
 
-def _settle(problem: _Problem, point: _Point, start: Array) -> _Point:
-    """``point`` with a hinge from ``start``, moved until it rests."""
-    point = _refit(problem, np.column_stack([point.directions, start]))
-    for _ in range(_FIRST_STEPS):
-        moved = _improve(problem, point, point.hinges.shape[1] - 1)
-        if moved is point:
-            break
-        point = moved
-    return point
+def _gcv(problem: _Problem, point: _Point) -> float:
+    """Generalised cross-validation of F: every parameter of a hinge counts, spread over the outputs."""
+    (p, K), R = point.directions.shape, point.residual.shape[1]
+    n = float(problem.mass.sum())
+    left = 1.0 - (p + K * (p + R - 1) / R) / n
+    return point.objective / left**2 if left > 0.0 else np.inf
 
 
-def _refit(problem: _Problem, directions: Array) -> _Point:
+def _refit(problem: _Problem, directions: Array, damping: float) -> _Point:
     """The linear part and the coefficients of the hinges by ridge regression."""
     p = problem.Z.shape[1]
     hinges = np.maximum(problem.Z @ directions, 0.0)
@@ -216,74 +226,77 @@ def _refit(problem: _Problem, directions: Array) -> _Point:
     gram[:p, p:] = problem.Z.T @ hinges
     gram[p:, :p] = gram[:p, p:].T
     gram[p:, p:] = hinges.T @ hinges
-    penalty = np.full(gram.shape[0], problem.ridge)
-    penalty[0] = 0.0
+    penalty = np.append(problem.penalty, np.full(hinges.shape[1], problem.ridge))
     gram.flat[:: gram.shape[0] + 1] += penalty
     moments = np.vstack([problem.Z.T @ problem.Y, hinges.T @ problem.Y])
     outer = factor_checked(gram, 0.0).solve(moments)
     residual = problem.Y - problem.Z @ outer[:p] - hinges @ outer[p:]
     objective = float(np.sum(residual**2) + penalty @ np.sum(outer**2, axis=1))
-    return _Point(directions, hinges, outer, residual, objective)
+    return _Point(directions, hinges, outer, residual, objective, damping)
 
 
-def _improve(problem: _Problem, point: _Point, k: int) -> _Point:
-    """A damped Gauss-Newton step on hinge ``k`` and the linear part, then a refit; else ``point``."""
-    p = problem.Z.shape[1]
-    c = point.outer[p + k]
-    length = float(np.linalg.norm(c))
-    if length == 0.0:
-        return point
-    u = c / length
-    q, difference = point.outer[:p] @ u, length * point.directions[:, k]
-    target = point.residual @ u + problem.Z @ q + length * point.hinges[:, k]
-    moved = _damped_step(problem, target, q, difference)
-    if moved is None:
-        return point
-    directions = point.directions.copy()
-    directions[:, k] = moved / np.linalg.norm(moved[1:])
-    refitted = _refit(problem, directions)
-    return refitted if refitted.objective < point.objective else point
+def _move(problem: _Problem, point: _Point) -> _Point:
+    """A Levenberg-Marquardt step on all hinges and a refit; else ``point``, more strongly damped."""
+    hessian, slope = _normal_equations(problem, point)
+    diagonal = hessian.diagonal() + 1e-12 * hessian.trace()
+    scaled = _scaled_directions(problem, point)
+    damping = point.damping
+    for _ in range(_TRIALS):
+        damped = hessian + damping * np.diag(diagonal)
+        moved = scaled + factor_checked(damped, 0.0).solve(slope).reshape(scaled.T.shape).T
+        lengths = np.linalg.norm(moved[1:], axis=0)
+        if lengths.all() and _are_split(problem, problem.Z @ moved):
+            trial = _refit(problem, moved / lengths, damping / 4.0)
+            if trial.objective < point.objective:
+                return trial
+        damping = 8.0 * max(damping, 1e-5)
+    return point._replace(damping=damping)
 
 
-def _damped_step(problem: _Problem, target: Array, q: Array, difference: Array) -> Array | None:
-    """New ``g - q`` with a lower objective of the one-hinge problem, or None."""
-    Z = problem.Z
-    linear, inner = Z @ q, Z @ difference
-    step = _gauss_newton(problem, target, inner > 0.0) - np.concatenate([q, difference])
-    step_q, step_d = np.split(step, 2)
-    step_linear, step_inner = Z @ step_q, Z @ step_d
-
-    def objective(mu: float) -> float:
-        misfit = target - (linear + mu * step_linear) - np.maximum(inner + mu * step_inner, 0.0)
-        slopes = np.concatenate([(q + mu * step_q)[1:], (difference + mu * step_d)[1:]])
-        return float(misfit @ misfit + problem.ridge * (slopes @ slopes))
-
-    before, mu = objective(0.0), 1.0
-    while mu >= _SHORTEST:
-        if _is_split(problem, inner + mu * step_inner) and objective(mu) < before:
-            moved: Array = difference + mu * step_d
-            return moved if moved[1:].any() else None
-        mu /= 2.0
-    return None
+def _scaled_directions(problem: _Problem, point: _Point) -> Array:
+    """``|c_k| d_k`` (d + 1, K)."""
+    return point.directions * np.linalg.norm(point.outer[problem.Z.shape[1] :], axis=1)
 
 
-def _gauss_newton(problem: _Problem, target: Array, active: Array) -> Array:
-    """``(q, g - q)`` of the one-hinge problem for the rows ``active`` on the side of g."""
-    Z, p = problem.Z, problem.Z.shape[1]
-    side = Z[active]
-    gram = np.empty((2 * p, 2 * p))
-    gram[:p, :p] = problem.gram
-    gram[:p, p:] = gram[p:, :p] = gram[p:, p:] = side.T @ side
-    penalty = np.full(2 * p, problem.ridge)
-    penalty[[0, p]] = 0.0
-    gram.flat[:: 2 * p + 1] += penalty
-    return factor_checked(gram, 0.0).solve(np.concatenate([Z.T @ target, side.T @ target[active]]))
+def _output_directions(problem: _Problem, point: _Point) -> Array:
+    """``u_k = c_k / |c_k|`` (K, R), 0 where ``c_k`` is."""
+    outer = point.outer[problem.Z.shape[1] :]
+    lengths = np.linalg.norm(outer, axis=1, keepdims=True)
+    return outer / np.where(lengths > 0.0, lengths, 1.0)
 
 
-def _is_split(problem: _Problem, inner: Array) -> bool:
-    """Whether either side of the hinge holds enough rows."""
-    above = float(problem.mass[inner > 0.0].sum())
-    return min(above, float(problem.mass.sum()) - above) >= problem.side
+def _normal_equations(problem: _Problem, point: _Point) -> tuple[Array, Array]:
+    """Gauss-Newton matrix (K p, K p) and half the negative gradient (K p,), the linear part eliminated."""
+    p, K = point.directions.shape
+    u = _output_directions(problem, point)
+    gram, cross, slope = np.zeros((K * p, K * p)), np.zeros((p, K * p)), np.zeros((K, p))
+    for first in range(0, problem.Z.shape[0], _CHUNK):
+        part = slice(first, first + _CHUNK)
+        Z, active = problem.Z[part], point.hinges[part] > 0.0
+        jacobian = (active[:, :, None] * Z[:, None, :]).reshape(Z.shape[0], K * p)
+        gram += jacobian.T @ jacobian
+        cross += Z.T @ jacobian
+        slope += (active * (point.residual[part] @ u.T)).T @ Z
+    penalty = problem.penalty
+    linear = factor_checked(problem.gram + np.diag(penalty), 0.0).whiten(cross)
+    gram -= linear.T @ linear
+    blocks = gram.reshape(K, p, K, p)
+    blocks *= (u @ u.T)[:, None, :, None]
+    gram.flat[:: K * p + 1] += np.tile(penalty, K)
+    slope -= penalty * _scaled_directions(problem, point).T
+    return gram, slope.ravel()
+
+
+def _are_split(problem: _Problem, inner: Array) -> bool:
+    """Whether either side of every hinge holds enough rows."""
+    return bool(_lighter_side(problem, inner).min() >= problem.side)
+
+
+def _lighter_side(problem: _Problem, inner: Array) -> Array:
+    """Weight of the rows on the lighter side of every hinge."""
+    above = problem.mass @ (inner > 0.0)
+    lighter: Array = np.minimum(above, problem.mass.sum() - above)
+    return lighter
 
 
 def _starts(problem: _Problem, point: _Point) -> list[Array]:
@@ -293,28 +306,26 @@ def _starts(problem: _Problem, point: _Point) -> list[Array]:
     outputs = np.linalg.eigh(point.residual.T @ point.residual)[1]
     error = point.residual @ outputs[:, -1]
     slopes = _candidate_slopes(problem, error)
-    X = problem.Z[:, 1:] / problem.Z[:, :1]
-    projected = X @ slopes
-    factor = factor_checked(problem.gram, problem.ridge)
+    root = problem.Z[:, :1]
+    projected = problem.Z[:, 1:] @ slopes
+    mean = problem.gram[0, 1:] @ slopes / problem.mass.sum()
+    spread = np.sqrt(np.sum((projected - root * mean) ** 2, axis=0) / problem.mass.sum())
+    linear = factor_checked(problem.gram, problem.ridge)
     best: dict[bool, tuple[float, Array]] = {}
-    mass = np.broadcast_to(problem.mass[:, None], projected.shape)
-    for knots in np.quantile(projected, _QUARTILES, axis=0, method="inverted_cdf", weights=mass):
-        above = projected > knots
-        weight = problem.mass @ above
-        admitted = np.minimum(weight, problem.mass.sum() - weight) >= problem.side
-        hinges = np.maximum(projected - knots, 0.0) * problem.Z[:, :1]
-        squares = np.sum(hinges**2, axis=0)
-        hinges -= problem.Z @ factor.solve(problem.Z.T @ hinges)
-        left = np.sum(hinges**2, axis=0)
-        admitted &= left > 1e-8 * squares
-        products = hinges.T @ error
+    for knots in mean + np.outer(_KNOTS, spread):
+        inner = projected - root * knots
+        hinges = np.maximum(inner, 0.0)
+        squares = np.einsum("nk,nk->k", hinges, hinges)
+        left = squares - np.sum(linear.whiten(problem.Z.T @ hinges) ** 2, axis=0)
+        admitted = (_lighter_side(problem, inner) >= problem.side) & (left > 1e-8 * squares)
+        products = error @ hinges
         gains = np.where(admitted, products**2 / np.where(admitted, left, 1.0), 0.0)
         for convex in (True, False):
             gain = np.where((products > 0.0) == convex, gains, 0.0)
             j = int(np.argmax(gain))
             if gain[j] > best.get(convex, (0.0, knots))[0]:
                 best[convex] = (float(gain[j]), np.append(-knots[j], slopes[:, j]))
-    return [start for _, start in best.values()]
+    return [start for _, start in sorted(best.values(), key=lambda found: -found[0])]
 
 
 def _candidate_slopes(problem: _Problem, error: Array) -> Array:
@@ -328,11 +339,9 @@ def _candidate_slopes(problem: _Problem, error: Array) -> Array:
 
 def _stationarity(problem: _Problem, point: _Point) -> float:
     """Largest entry of the gradient in ``|c_k| d_k``, over the problem's scale."""
-    p = problem.Z.shape[1]
-    lengths = np.linalg.norm(point.outer[p:], axis=1)
-    u = point.outer[p:] / np.where(lengths > 0.0, lengths, 1.0)[:, None]
+    u = _output_directions(problem, point)
     gradient = -2.0 * problem.Z.T @ ((point.hinges > 0.0) * (point.residual @ u.T))
-    gradient[1:] += 2.0 * problem.ridge * lengths * point.directions[1:]
+    gradient += 2.0 * problem.penalty[:, None] * _scaled_directions(problem, point)
     return float(np.abs(gradient).max(initial=0.0) / problem.scale)
 
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from sklearn.exceptions import ConvergenceWarning
 
 from liftopt.solvers import Status, fit_hinging_hyperplanes
-from liftopt.solvers.hinging import _gauss_newton, _problem
+from liftopt.solvers.hinging import _normal_equations, _problem, _refit
 
 
 def squares(model, X, Y, ridge=0.0, weight=None):
@@ -48,20 +48,38 @@ def test_pure_interaction_is_found(rng):
     assert result.objective < 0.1 * np.sum((y - y.mean()) ** 2)
 
 
-def test_split_least_squares_is_the_gauss_newton_step(rng):
+def test_undamped_step_on_one_hinge_is_least_squares_on_either_side(rng):
     X, y = rng.normal(size=(80, 4)), rng.normal(size=(80, 1))
-    weight = rng.random(80) + 0.5
-    problem = _problem(X, y, 0.0, weight)
-    q, difference = rng.normal(size=5), rng.normal(size=5)
-    active = problem.Z @ difference > 0
-    target = problem.Y[:, 0]
-    found = _gauss_newton(problem, target, active)
-    sides = [np.linalg.lstsq(problem.Z[side], target[side], rcond=None)[0] for side in (~active, active)]
-    np.testing.assert_allclose(found, np.concatenate([sides[0], sides[1] - sides[0]]), atol=1e-10)
-    misfit = target - problem.Z @ q - np.maximum(problem.Z @ difference, 0.0)
-    jacobian = np.hstack([problem.Z, problem.Z * active[:, None]])
-    step = np.linalg.lstsq(jacobian, misfit, rcond=None)[0]
-    np.testing.assert_allclose(found, np.concatenate([q, difference]) + step, atol=1e-10)
+    problem = _problem(X, y, 0.0, rng.random(80) + 0.5)
+    direction = np.append(0.1, np.full(4, 0.5))[:, None]
+    point = _refit(problem, direction, 0.0)
+    hessian, slope = _normal_equations(problem, point)
+    moved = abs(point.outer[5, 0]) * direction[:, 0] + np.linalg.solve(hessian, slope)
+    active = point.hinges[:, 0] > 0
+    sides = [
+        np.linalg.lstsq(problem.Z[side], problem.Y[side], rcond=None)[0][:, 0] for side in (~active, active)
+    ]
+    np.testing.assert_allclose(np.sign(point.outer[5, 0]) * moved, sides[1] - sides[0], atol=1e-10)
+
+
+def test_undamped_step_is_that_of_the_whole_jacobian(rng):
+    X, Y = problems(2)
+    problem = _problem(X, Y, 0.3, rng.random(len(X)) + 0.5)
+    directions = np.vstack([[0.1, -0.2], np.linalg.qr(rng.normal(size=(3, 2)))[0]])
+    point = _refit(problem, directions, 0.0)
+    linear, outer = np.split(point.outer, [4])
+    lengths = np.linalg.norm(outer, axis=1)
+    columns = [np.kron(problem.Z, np.eye(2))]
+    for k in range(2):
+        active = point.hinges[:, k] > 0
+        columns.append(np.kron(problem.Z * active[:, None], (outer[k] / lengths[k])[:, None]))
+    jacobian = np.hstack(columns)
+    penalty = np.diag(np.r_[0.0, 0.0, np.full(6, 0.3), np.tile([0.0, 0.3, 0.3, 0.3], 2)])
+    unknowns = np.r_[linear.ravel(), (directions * lengths).T.ravel()]
+    right = jacobian.T @ point.residual.ravel() - penalty @ unknowns
+    expected = np.linalg.solve(jacobian.T @ jacobian + penalty, right)
+    hessian, slope = _normal_equations(problem, point)
+    np.testing.assert_allclose(np.linalg.solve(hessian, slope), expected[8:], atol=1e-10)
 
 
 @settings(max_examples=8, deadline=None)
@@ -79,7 +97,7 @@ def test_objective_never_rises_and_is_that_of_the_solution(seed, ridge, outputs)
 
 def test_residual_is_the_gradient(rng):
     X, Y = problems(3, outputs=1)
-    result = fit_hinging_hyperplanes(X, Y, n_hinges=2, ridge=0.1, tol=0.05)
+    result = fit_hinging_hyperplanes(X, Y, n_hinges=2, ridge=0.1, max_iter=2, on_limit="ignore")
     model, step = result.x, 1e-7
     largest = 0.0
     for k in range(2):
@@ -131,10 +149,10 @@ def test_budget_is_reported_and_callback_can_stop():
     with pytest.warns(ConvergenceWarning, match="max_iter"):
         result = fit_hinging_hyperplanes(X, Y, n_hinges=4, max_iter=1)
     assert result.status is Status.MAX_ITER
-    assert result.x.outer.shape[0] == 1
-    stopped = fit_hinging_hyperplanes(X, Y, n_hinges=4, callback=lambda record: record["hinges"] == 2)
+    assert result.x.outer.shape[0] == 2
+    stopped = fit_hinging_hyperplanes(X, Y, n_hinges=4, callback=lambda record: record["hinges"] == 4)
     assert stopped.status is Status.INTERRUPTED
-    assert stopped.x.outer.shape[0] == 2
+    assert stopped.x.outer.shape[0] == 4
 
 
 @pytest.mark.parametrize(
