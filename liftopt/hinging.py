@@ -22,11 +22,11 @@ import numpy.typing as npt
 
 from liftopt.base import NetworkClassifier, NetworkRegressor, TrainingData
 from liftopt.heads import class_indicators, repetitions, softmax_head, target_moments
-from liftopt.input_map import InputMap, standardise
+from liftopt.input_map import InputMap, fit_input_map, standardise
 from liftopt.network import Network, dense_network
 from liftopt.solvers.hinging import HingingHyperplanes, fit_hinging_hyperplanes
 from liftopt.solvers.result import Result
-from liftopt.solvers.validation import as_scalar
+from liftopt.solvers.validation import as_count, as_scalar
 
 Array = npt.NDArray[Any]
 
@@ -40,12 +40,32 @@ class _HingingEstimator:
     network_: Network
 
     def __init__(
-        self, *, n_hinges: int = 16, alpha: float = 1e-3, max_iter: int = 200, tol: float = 1e-3
+        self,
+        *,
+        n_hinges: int = 32,
+        n_components: int | None = 32,
+        alpha: float = 1e-3,
+        max_iter: int = 200,
+        tol: float = 1e-3,
+        random_state: Any = None,
     ) -> None:
         self.n_hinges = n_hinges
+        self.n_components = n_components
         self.alpha = alpha
         self.max_iter = max_iter
         self.tol = tol
+        self.random_state = random_state
+
+    def _input_map(self, data: TrainingData) -> InputMap:
+        """Standardisation, or the leading principal components of wide data."""
+        if self.n_components is None or data.X.shape[1] <= as_count("n_components", self.n_components):
+            return standardise(data.X, data.weight)
+        return fit_input_map(
+            data.X,
+            n_components=self.n_components,
+            sample_weight=data.weight,
+            random_state=self.random_state,
+        )
 
     def _least_squares(self, data: TrainingData, rows: Array, target: Array) -> HingingHyperplanes:
         """Fit of ``target`` (n, outputs) on standardised rows."""
@@ -89,8 +109,9 @@ def hinging_network(
 
 
 def _on_raw_rows(model: HingingHyperplanes, scaling: InputMap) -> HingingHyperplanes:
-    """The function of raw rows that equals ``model`` on standardised ones."""
-    slopes, linear = (scaling.factor[:, None] * part for part in (model.slopes, model.linear))
+    """The function of raw rows that equals ``model`` on mapped ones."""
+    matrix = scaling.matrix
+    slopes, linear = matrix @ model.slopes, matrix @ model.linear
     return HingingHyperplanes(
         model.intercept - scaling.mean @ linear,
         linear,
@@ -108,13 +129,19 @@ class HingingHyperplaneRegressor(_HingingEstimator, NetworkRegressor):
     Parameters
     ----------
     n_hinges : int
-        Largest number of hinges; 0 is ridge regression. Each keeps ``2 (d + 1)`` rows on either side.
+        Largest number of hinges; 0 is ridge regression. They join in pairs while generalised cross-validation
+        approves, and each keeps ``2 (d + 1)`` rows on either side.
+    n_components : int or None
+        Wider data are reduced to so many principal components (see :func:`liftopt.input_map.fit_input_map`),
+        which the network's first layer takes in. None keeps all features.
     alpha : float
         Ridge in units of the mean squared error, on slopes of standardised variables and targets.
     max_iter : int
-        Largest number of sweeps; each adds a hinge while there is room, and moves all.
+        Largest number of sweeps; each adds two hinges while there is room, and moves all.
     tol : float
-        Stop when a sweep lowers the objective by less than ``tol`` relatively.
+        Stop when three sweeps in a row lower the objective by less than ``tol`` relatively.
+    random_state : int, RandomState or None
+        For the rows that the principal components of more than 10000 rows are computed from.
 
     Attributes
     ----------
@@ -130,8 +157,8 @@ class HingingHyperplaneRegressor(_HingingEstimator, NetworkRegressor):
     Notes
     -----
     Integer ``sample_weight`` counts repetitions; other weights are scaled to mean one. A sweep costs
-    O(K (n d^2 + n K d + d^3)) for K hinges: reduce hundreds of variables, by PCA for instance, first. The
-    problem is not convex: the result is a local optimum.
+    O(n K d (d + 32) + K d^3) for K hinges and d mapped features. The problem is not convex: the result is a
+    local optimum.
 
     References
     ----------
@@ -152,7 +179,7 @@ class HingingHyperplaneRegressor(_HingingEstimator, NetworkRegressor):
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> HingingHyperplaneRegressor:
         """Fit to ``X`` (n, d) and ``y`` (n,) or (n, outputs)."""
         data = self._check_training_data(X, y, sample_weight)
-        scaling = standardise(data.X, data.weight)
+        scaling = self._input_map(data)
         centre, spread = target_moments(data)
         rows = scaling.transform(data.X.astype(np.float64))
         model = _on_raw_rows(self._least_squares(data, rows, (data.target - centre) / spread), scaling)
@@ -173,7 +200,7 @@ class HingingHyperplaneClassifier(_HingingEstimator, NetworkClassifier):
 
     Parameters
     ----------
-    n_hinges, max_iter, tol
+    n_hinges, n_components, max_iter, tol, random_state
         As for :class:`HingingHyperplaneRegressor`.
     alpha : float
         Ridge of the least-squares fit as there, and of the head:
@@ -196,7 +223,7 @@ class HingingHyperplaneClassifier(_HingingEstimator, NetworkClassifier):
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> HingingHyperplaneClassifier:
         """Fit to ``X`` (n, d) and labels ``y`` (n,)."""
         data = self._check_training_data(X, y, sample_weight)
-        scaling = standardise(data.X, data.weight)
+        scaling = self._input_map(data)
         rows = scaling.transform(data.X.astype(np.float64))
         model = self._least_squares(data, rows, class_indicators(data))
         head = softmax_head(np.column_stack([rows, model.hinges(rows)]), data, self.alpha)
