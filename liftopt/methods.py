@@ -23,6 +23,7 @@ class Method(NamedTuple):
 
 METHODS: Mapping[str, Method] = {
     "spline": Method("liftopt.spline", "SplineClassifier", "SplineRegressor"),
+    "hinging": Method("liftopt.hinging", "HingingHyperplaneClassifier", "HingingHyperplaneRegressor"),
     "manifold": Method("liftopt.manifold", "ManifoldClassifier", "ManifoldRegressor"),
     "manifold_paper": Method(
         "liftopt.manifold",

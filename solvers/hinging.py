@@ -73,20 +73,20 @@ class HingingHyperplanes(NamedTuple):
 
 
 class _Problem(NamedTuple):
-    """Rows ``(1, x)`` and targets times the root of their weight, the weights, and what stays fixed."""
+    """Rows ``(1, x)`` and targets times the root of their weight, the weights, and what stays fixed.
+
+    ``penalty`` (d + 1,) is the ridge of a direction, whose offset is free; ``span @ span.T`` is the hat
+    matrix of the linear part.
+    """
 
     Z: Array
     Y: Array
     mass: Array
     gram: Array
-    ridge: float
+    span: Array
+    penalty: Array
     side: float
     scale: float
-
-    @property
-    def penalty(self) -> Array:
-        """Ridge (d + 1,) of a direction: its offset is free."""
-        return np.append(0.0, np.full(self.Z.shape[1] - 1, self.ridge))
 
 
 class _Point(NamedTuple):
@@ -197,7 +197,10 @@ def _problem(
     centred = Y - root * ((root.T @ Y) / mass.sum())
     scale = 2.0 * np.sqrt(mass.sum()) * float(np.linalg.norm(centred)) or 1.0
     ridge = as_scalar("ridge", ridge, low=0.0)
-    return _Problem(Z, Y, mass, Z.T @ Z, ridge, 2.0 * Z.shape[1], scale)
+    gram = Z.T @ Z
+    penalty = np.append(0.0, np.full(X.shape[1], ridge))
+    span = factor_checked(gram + np.diag(penalty), 0.0).whiten(Z.T).T
+    return _Problem(Z, Y, mass, gram, span, penalty, 2.0 * Z.shape[1], scale)
 
 
 def _sweep(problem: _Problem, point: _Point, n_hinges: int) -> _Point:
@@ -229,7 +232,7 @@ def _refit(problem: _Problem, directions: Array, damping: float) -> _Point:
     gram[:p, p:] = problem.Z.T @ hinges
     gram[p:, :p] = gram[:p, p:].T
     gram[p:, p:] = hinges.T @ hinges
-    penalty = np.append(problem.penalty, np.full(hinges.shape[1], problem.ridge))
+    penalty = np.append(problem.penalty, np.full(hinges.shape[1], problem.penalty[-1]))
     gram.flat[:: gram.shape[0] + 1] += penalty
     moments = np.vstack([problem.Z.T @ problem.Y, hinges.T @ problem.Y])
     outer = factor_checked(gram, 0.0).solve(moments)
@@ -243,14 +246,16 @@ def _move(problem: _Problem, point: _Point) -> _Point:
     system = _gauss_newton(problem, point)
     scaled = _scaled_directions(problem, point)
     damping = point.damping
+    step = _damped_step(system, damping, _CG_ITERATIONS)
     for _ in range(_TRIALS):
-        moved = scaled + _damped_step(system, damping, _CG_ITERATIONS)
+        moved = scaled + step
         lengths = np.linalg.norm(moved[1:], axis=0)
         if lengths.all() and _are_split(problem, problem.Z @ moved):
             trial = _refit(problem, moved / lengths, damping / 4.0)
             if trial.objective < point.objective:
                 return trial
-        damping = 8.0 * max(damping, 1e-5)
+        damping = 4.0 * max(damping, 1e-5)
+        step /= 4.0
     return point._replace(damping=damping)
 
 
@@ -264,23 +269,22 @@ class _System(NamedTuple):
 
 def _gauss_newton(problem: _Problem, point: _Point) -> _System:
     """The Gauss-Newton equations in all ``v_k``, the linear part eliminated."""
-    Z, penalty = problem.Z, problem.penalty[:, None]
+    Z, span, penalty = problem.Z, problem.span, problem.penalty[:, None]
     u = _output_directions(problem, point)
     active = (point.hinges > 0.0).astype(Z.dtype)
-    linear = factor_checked(problem.gram + np.diagflat(penalty), 0.0)
 
     def product(V: Array) -> Array:
         change = (active * (Z @ V)) @ u
-        change -= Z @ linear.solve(Z.T @ change)
+        change -= span @ (span.T @ change)
         out: Array = Z.T @ (active * (change @ u.T)) + penalty * V
         return out
 
     blocks = np.empty((u.shape[0], Z.shape[1], Z.shape[1]))
     for block, rows in zip(blocks, active.T > 0.0, strict=True):
         side = Z[rows]
-        gram = side.T @ side
-        eliminated = linear.whiten(gram)
-        block[...] = gram - eliminated.T @ eliminated + np.diagflat(penalty)
+        eliminated = span[rows].T @ side
+        block[...] = side.T @ side - eliminated.T @ eliminated
+        block.flat[:: Z.shape[1] + 1] += problem.penalty
     slope = Z.T @ (active * (point.residual @ u.T)) - penalty * _scaled_directions(problem, point)
     return _System(product, blocks, slope)
 
@@ -341,13 +345,12 @@ def _starts(problem: _Problem, point: _Point) -> list[Array]:
     projected = problem.Z[:, 1:] @ slopes
     mean = problem.gram[0, 1:] @ slopes / problem.mass.sum()
     spread = np.sqrt(np.sum((projected - root * mean) ** 2, axis=0) / problem.mass.sum())
-    linear = factor_checked(problem.gram, problem.ridge)
     best: dict[bool, tuple[float, Array]] = {}
     for knots in mean + np.outer(_KNOTS, spread):
         inner = projected - root * knots
         hinges = np.maximum(inner, 0.0)
         squares = np.einsum("nk,nk->k", hinges, hinges)
-        left = squares - np.sum(linear.whiten(problem.Z.T @ hinges) ** 2, axis=0)
+        left = squares - np.sum((problem.span.T @ hinges) ** 2, axis=0)
         admitted = (_lighter_side(problem, inner) >= problem.side) & (left > 1e-8 * squares)
         products = error @ hinges
         gains = np.where(admitted, products**2 / np.where(admitted, left, 1.0), 0.0)
