@@ -13,7 +13,8 @@ so the factor keeps as many columns as the network has outputs, and the Newton s
     R_l = -phi' * (lam I + G G')^-1 g,      lam (lam I + G G')^-1 = I - G (lam I + G' G)^-1 G'.
 
 The proximal weight of a W-step is set by length: each neuron moves by ``step`` times its share of the initial
-weight norm, relative to the running mean of its gradient norms. The units of data, targets and multipliers
+weight norm, relative to the running mean of its gradient norms, divided by the root of the number of hidden
+layers, half as far in the head, and with heavy-ball momentum. The units of data, targets and multipliers
 cancel, and the steps of early layers do not vanish with depth. The penalty D itself is *not* monotone here;
 the forward loss on held-out rows is what is watched.
 """
@@ -35,6 +36,8 @@ from liftopt.losses import Head
 Array = npt.NDArray[Any]
 
 _FACTOR_EVERY = 10  # batches between two refreshes of the shared curvature
+_MOMENTUM = 0.9
+_HEAD_SHARE = 0.5  # length of the head's steps relative to that of hidden layers
 _POOL = 4  # batches of random numbers drawn once and reused with shifts
 
 
@@ -120,26 +123,33 @@ class BlockTrainer:
         self.maps, self.head, self.multiplier, self.alpha = maps, head, multiplier, alpha
         self.weights = [np.ascontiguousarray(part.weight, dtype=dtype) for part in maps]
         self.biases = [part.layer.bias.astype(dtype) for part in maps]
-        self._reach = [float(np.linalg.norm(W)) / W.shape[1] ** 0.5 for W in self.weights]
+        depth = max(1, sum(isinstance(part.layer, Dense) for part in maps) - 1)
+        self._reach = [float(np.linalg.norm(W)) / (W.shape[1] * depth) ** 0.5 for W in self.weights]
         self._squares = [np.zeros(W.shape[1]) for W in self.weights]
+        self._momenta = [np.zeros((W.shape[0] + 1, W.shape[1]), dtype=dtype) for W in self.weights]
         self._steps = 0
         self._factors: list[tuple[Array, Array] | None] = [None] * len(self.weights)
         self._buffers: dict[tuple[int, int], Array] = {}
 
     def state(self) -> list[Array]:
         """Copies of everything a step changes."""
-        return [array.copy() for array in (*self.weights, *self.biases, *self._squares)]
+        arrays = (*self.weights, *self.biases, *self._squares)
+        return [*(array.copy() for array in arrays), np.array(self._steps)]
 
-    def restore(self, state: Sequence[Array], steps: int) -> None:
-        """Return to ``state``, taken after ``steps`` steps."""
-        for array, saved in zip((*self.weights, *self.biases, *self._squares), state, strict=True):
+    def restore(self, state: Sequence[Array]) -> None:
+        """Return to ``state``, at rest."""
+        *arrays, steps = state
+        for array, saved in zip((*self.weights, *self.biases, *self._squares), arrays, strict=True):
             array[...] = saved
-        self._steps = steps
+        for momentum in self._momenta:
+            momentum[...] = 0
+        self._steps = int(steps)
 
-    @property
-    def steps(self) -> int:
-        """Block alternations done."""
-        return self._steps
+    def randomise_head(self, random_state: np.random.RandomState) -> None:
+        """Weights of the last layer uniform by Glorot's rule, biases zero."""
+        W = self.weights[-1]
+        W[...] = random_state.uniform(-1.0, 1.0, size=W.shape) * np.sqrt(6.0 / sum(W.shape))
+        self.biases[-1][...] = 0
 
     @property
     def finite(self) -> bool:
@@ -235,7 +245,10 @@ class BlockTrainer:
 
     def _refresh_factors(self, target: Array, slopes: list[Array]) -> None:
         """Curvature factors of the dense layers above the convolutions, from the head down."""
-        values, vectors = np.linalg.eigh(self.head.curvature(self._scores, target))
+        curvature = self.head.curvature(self._scores, target)
+        if not np.isfinite(curvature).all():  # the caller looks at the weights after the pass
+            return
+        values, vectors = np.linalg.eigh(curvature)
         G = self.weights[-1].astype(np.float64) @ (vectors * np.sqrt(np.maximum(values, 0.0)))
         eye = self.multiplier * np.eye(G.shape[1])
         for layer in range(len(self.maps) - 1, 0, -1):
@@ -251,19 +264,22 @@ class BlockTrainer:
             )
 
     def _move(self, layer: int, dW: Array, db: Array, length: float) -> None:
-        """W-step: every neuron moves by ``length`` relative to the mean of its squared gradients."""
+        """W-step: every neuron moves by ``length`` relative to its mean squared gradient, with momentum."""
         square = np.einsum("ij,ij->j", dW, dW).astype(np.float64) + db.astype(np.float64) ** 2
         mean = self._squares[layer]
         mean += (square - mean) / self._steps
         scale = np.maximum(mean, 0.1 * square)
-        rate = np.divide(
-            length * self._reach[layer], np.sqrt(scale), out=np.zeros_like(scale), where=scale > 0
-        )
+        reach = length * self._reach[layer] * (_HEAD_SHARE if layer == len(self.weights) - 1 else 1.0)
+        rate = np.divide(reach, np.sqrt(scale), out=np.zeros_like(scale), where=scale > 0)
+        rate *= 1.0 - _MOMENTUM
         rate = rate.astype(dW.dtype)
+        momentum = self._momenta[layer]
+        momentum *= dW.dtype.type(_MOMENTUM)
         dW *= rate
-        db = db * rate
-        self.weights[layer] -= dW
-        self.biases[layer] -= db
+        momentum[:-1] += dW
+        momentum[-1] += db * rate
+        self.weights[layer] -= momentum[:-1]
+        self.biases[layer] -= momentum[-1]
 
     def _buffer(self, layer: int, rows: int) -> Array:
         key = (layer, rows)

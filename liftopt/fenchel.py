@@ -46,7 +46,9 @@ class FenchelClassifier(LiftedTraining, NetworkClassifier):
     activation : str or Activation
         Of the hidden layers, by name from the table of activations.
     loss : {"auto", "cross_entropy", "squared_hinge", "squared"}
-        Head; ``"auto"`` is the cross-entropy.
+        Head; ``"auto"`` is the squared hinge, one class against the others, in stochastic mode and the
+        cross-entropy in monotone mode. The scores of every head but the cross-entropy are scaled to the best
+        probabilities on held-out rows.
     mode : {"auto", "stochastic", "monotone"}
         ``"monotone"`` lowers the relaxed objective at every step, over all rows; ``"stochastic"`` takes
         mini-batches and makes no such promise. ``"auto"`` is monotone below 500 rows.
@@ -58,13 +60,15 @@ class FenchelClassifier(LiftedTraining, NetworkClassifier):
         mode, where noise regularises, and a path from 1e-1 to 1e-3 in monotone mode, which ends where
         held-out rows say so (1e-3 if there are none).
     multiplier : float or "auto"
-        Penalty weight of the lifted constraints; ``"auto"`` is 0.2 (stochastic) or 0.1 (monotone).
+        Penalty weight of the lifted constraints; ``"auto"`` is 0.2 for every hidden layer (stochastic) or 0.1
+        (monotone).
     multiplier_schedule : {"fixed", "geometric", "increasing", "augmented"}
         Monotone mode: see :class:`liftopt.monotone.Descent`.
     order : {"parallel", "sequence"}
         Monotone mode: order of the weight blocks.
     step : float
-        Stochastic mode: relative length of the weight steps that the opening race starts from.
+        Stochastic mode: relative length of the weight steps that the opening race starts from; it moves by
+        factors of four where short runs say so, so that a value a factor of 16 off does no harm.
     batch_size : int or "auto"
         Stochastic mode; ``"auto"`` is n / 64 within 32 and 250.
     dropout : float
@@ -72,14 +76,14 @@ class FenchelClassifier(LiftedTraining, NetworkClassifier):
         while the held-out loss does.
     input_noise : float
         Largest standard deviation of noise on mapped inputs; the level rises while the held-out loss does.
-        Neither noise is used with fewer than 50 mapped inputs.
+        With k < 50 mapped inputs it is k / 50 of that, and there is no dropout.
     input_map : {"auto", "standardise", "pca"}, mapping or None
         Map of the inputs during training, folded into the first layer. ``"auto"`` is the damped whitening,
         with 95 % of the variance beyond 256 features; a mapping holds arguments of
         :func:`liftopt.input_map.fit_input_map`.
     validation_fraction : float
-        Share of the rows held out to choose decay, noise and the best pass or sweep (at most 5,000
-        rows, none below 10).
+        Share of the rows held out to choose noise, ridge and the best pass or sweep (at most 5,000 rows, none
+        below 10). In stochastic mode they join the others for a few last passes.
     tol : float
         Monotone mode: bound on the largest block residual, see :meth:`liftopt.lifted.LiftedProblem.measure`.
     class_weight : dict, "balanced" or None
@@ -104,7 +108,7 @@ class FenchelClassifier(LiftedTraining, NetworkClassifier):
     classes_ : ndarray
         Labels in the order of the outputs.
     history_ : list of mapping
-        Stochastic: hold-out loss and score, training loss, noise level and step a pass. Monotone: objective,
+        Stochastic: hold-out loss, ``validation_score``, training loss, noise level and step a pass. Monotone: objective,
         block residuals, lifted loss, forward loss, their gap and the penalties a sweep.
     n_iter_ : int
         Passes or sweeps done.
@@ -136,7 +140,7 @@ class FenchelClassifier(LiftedTraining, NetworkClassifier):
         multiplier: float | Literal["auto"] = "auto",
         multiplier_schedule: str = "fixed",
         order: Order = "parallel",
-        step: float = 0.06,
+        step: float = 0.08,
         batch_size: int | Literal["auto"] = "auto",
         dropout: float = 0.2,
         input_noise: float = 0.3,

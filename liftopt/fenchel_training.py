@@ -16,15 +16,16 @@ from liftopt.base import (
     holdout_split,
     initial_network,
     run_interruptible,
+    score_outputs,
 )
 from liftopt.block_steps import BlockTrainer
 from liftopt.continuation import Descent, Outcome, descend_lifted
-from liftopt.heads import target_moments
+from liftopt.heads import target_moments, temperature
 from liftopt.input_map import InputMap, fold, make_input_map, unfold
 from liftopt.layers import Dense
 from liftopt.lifted import LiftedProblem
 from liftopt.linear_maps import channels_last, linear_maps, rebuild
-from liftopt.losses import Head, get_head
+from liftopt.losses import CrossEntropy, Head, get_head
 from liftopt.monotone import Order
 from liftopt.network import Network
 from liftopt.preparation import affine_outputs, mapped
@@ -82,7 +83,7 @@ class LiftedTraining:
         multiplier: float | Literal["auto"] = "auto",
         multiplier_schedule: str = "fixed",
         order: Order = "parallel",
-        step: float = 0.06,
+        step: float = 0.08,
         batch_size: int | Literal["auto"] = "auto",
         dropout: float = 0.2,
         input_noise: float = 0.3,
@@ -131,8 +132,9 @@ class LiftedTraining:
         input_map = self._fit_input_map(data, start, random_state)
         centre, scale = target_moments(data)
         problem = mapped(data, input_map, centre, scale)
-        network = self._start(start, problem, input_map, centre, scale, random_state)
-        fit = self._fit_monotone if self._resolved_mode(data, network) == "monotone" else self._fit_stochastic
+        mode = self._resolved_mode(data, start)
+        network = self._start(start, problem, input_map, centre, scale, random_state, mode)
+        fit = self._fit_monotone if mode == "monotone" else self._fit_stochastic
         trained = fit(network, problem, random_state, recorder)
         trained = affine_outputs(trained.astype(data.X.dtype), scale, centre)
         self.network_ = trained if input_map is None else fold(trained, input_map)
@@ -152,7 +154,7 @@ class LiftedTraining:
             target = part.target.astype(dtype, copy=False)
             return LiftedProblem(
                 maps,
-                self._head(data),
+                self._head(data, "monotone"),
                 X,
                 target,
                 settings.start(len(maps) - 1),
@@ -170,7 +172,9 @@ class LiftedTraining:
         name = type(self).__name__
         run_interruptible(lambda: descend_lifted(lifted, outcome, settings, report), name)
         self.n_iter_ = max(1, outcome.n_iter)
-        return rebuild(network.astype(dtype), maps, outcome.best.weights, outcome.best.biases)
+        trained = rebuild(network.astype(dtype), maps, outcome.best.weights, outcome.best.biases)
+        scale = self._confidence(trained, data.rows(held if held.size else rows), lifted.head)
+        return affine_outputs(trained, scale, np.zeros(1))
 
     def _fit_stochastic(
         self, network: Network, data: TrainingData, random_state: np.random.RandomState, recorder: Recorder
@@ -179,8 +183,12 @@ class LiftedTraining:
         rows, held = self._split(data, random_state)
         run = self._stochastic_run(network, data, rows, held, random_state, recorder.add)
         run_interruptible(run.fit, type(self).__name__)
+        scale = self._confidence(
+            run.network(network), data.rows(held if held.size else rows), run.trainer.head
+        )
+        run_interruptible(run.finish, type(self).__name__)
         self.n_iter_ = max(1, run.passes)
-        return run.network(network)
+        return affine_outputs(run.network(network), scale, np.zeros(1))
 
     def _stochastic_run(
         self,
@@ -193,8 +201,9 @@ class LiftedTraining:
     ) -> StochasticRun:
         """Run on the given rows of mapped data, from ``network``."""
         alpha = 0.0 if self.alpha == "auto" else self.alpha
-        multiplier = self._multiplier("stochastic")
-        trainer = BlockTrainer(linear_maps(network), self._head(data), multiplier, np.float32, alpha)
+        maps = linear_maps(network)
+        multiplier = self._multiplier("stochastic", len(maps) - 1)
+        trainer = BlockTrainer(maps, self._head(data, "stochastic"), multiplier, np.float32, alpha)
 
         def pick(index: Array) -> Rows:
             Z = channels_last(data.X[index].astype(np.float32, copy=False), network.input_shape)
@@ -204,7 +213,23 @@ class LiftedTraining:
             return Rows(Z, data.target[index].astype(np.float32, copy=False), weight)
 
         budget = self._budget(rows.size, data.X.shape[1])
-        return StochasticRun(trainer, pick(rows), pick(held), budget, random_state, report)
+        unseen = data.rows(held)
+        return StochasticRun(
+            trainer,
+            pick(rows),
+            pick(held),
+            budget,
+            random_state,
+            report,
+            judge=lambda outputs: score_outputs(outputs, unseen),
+        )
+
+    def _confidence(self, network: Network, data: TrainingData, head: Head) -> Array:
+        """Scale of the outputs with the best probabilities on ``data``; 1 for likelihoods and regression."""
+        if data.codes is None or isinstance(head, CrossEntropy):
+            return np.ones(1)
+        few = data.rows(np.arange(min(_MOST_HELD, data.X.shape[0])))
+        return np.atleast_1d(temperature(network.scores(few.X), data.codes[: few.X.shape[0]], few.weight))
 
     def _stream_fit(self, data: TrainingData) -> None:
         """One pass over a chunk of a stream; the first chunk fixes the maps of inputs and targets."""
@@ -235,7 +260,7 @@ class LiftedTraining:
         input_map = self._fit_input_map(data, start, random_state)
         centre, scale = target_moments(data)
         problem = mapped(data, input_map, centre, scale)
-        network = self._start(start, problem, input_map, centre, scale, random_state)
+        network = self._start(start, problem, input_map, centre, scale, random_state, "stochastic")
         return Stream(input_map, centre, scale, network, self.step, 0)
 
     def _split(self, data: TrainingData, random_state: np.random.RandomState) -> tuple[Array, Array]:
@@ -280,26 +305,34 @@ class LiftedTraining:
             path if self.alpha == "auto" else (float(self.alpha),),
         )
 
-    def _multiplier(self, mode: str) -> float:
-        return _MULTIPLIERS[mode] if self.multiplier == "auto" else float(self.multiplier)
+    def _multiplier(self, mode: str, hidden: int = 1) -> float:
+        """Penalty weight; in stochastic mode it grows with the number of blocks that take their share."""
+        if self.multiplier != "auto":
+            return float(self.multiplier)
+        return _MULTIPLIERS[mode] * (max(1, hidden) if mode == "stochastic" else 1)
 
     def _budget(self, n: int, width: int) -> Budget:
         """Sizes of the stochastic mode for ``n`` training rows of ``width`` mapped inputs."""
-        noise = (self.dropout, self.input_noise) if width >= _NOISE_FROM else (0.0, 0.0)
+        share = min(1.0, width / _NOISE_FROM)
+        noise = (self.dropout if share == 1.0 else 0.0, self.input_noise * share)
         size = int(np.clip(n // 64, 32, 250)) if self.batch_size == "auto" else self.batch_size
         batches = max(1, n // size)
         passes = int(np.clip(np.ceil(_STEPS / batches), *_PASSES)) if self.max_iter is None else self.max_iter
         return Budget(self.step, size, passes, *noise)
 
-    def _head(self, data: TrainingData) -> Head:
-        name = self._heads[0] if self.loss == "auto" else self.loss
-        return get_head(name, self._heads)
+    def _head(self, data: TrainingData, mode: str) -> Head:
+        """Loss; ``"auto"`` is one with a refit in monotone mode, the margin's in stochastic mode."""
+        if self.loss != "auto":
+            return get_head(self.loss, self._heads)
+        classes = "squared_hinge" if mode == "stochastic" else "cross_entropy"
+        return get_head(classes if data.codes is not None else "squared", self._heads)
 
-    def _resolved_mode(self, data: TrainingData, network: Network) -> str:
+    def _resolved_mode(self, data: TrainingData, start: Network | None) -> str:
         """``auto``: full-batch for small data and dense networks."""
         if self.mode != "auto":
             return self.mode
-        small = data.X.shape[0] < _STOCHASTIC_FROM and len(network.input_shape) == 1
+        dense = start is None or len(start.input_shape) == 1
+        small = data.X.shape[0] < _STOCHASTIC_FROM and dense
         return "monotone" if small else "stochastic"
 
     def _given_start(self, data: TrainingData, random_state: np.random.RandomState) -> Network | None:
@@ -330,6 +363,7 @@ class LiftedTraining:
         centre: Array,
         scale: Array,
         random_state: np.random.RandomState,
+        mode: str,
     ) -> Network:
         """Network to start from on mapped inputs and scaled targets."""
         if start is not None:
@@ -337,7 +371,7 @@ class LiftedTraining:
             return start if input_map is None else unfold(start, input_map)
         sizes = (data.X.shape[1], *check_layer_sizes(self.hidden_layer_sizes), data.target.shape[1])
         network = initial_network(sizes, self.activation, data.task, data.X.dtype, random_state)
-        return _with_ridge_head(network, data, self._head(data))
+        return _with_ridge_head(network, data, self._head(data, mode))
 
 
 def _with_ridge_head(network: Network, data: TrainingData, head: Head) -> Network:

@@ -1,8 +1,8 @@
-"""The run around the stochastic block steps: step race, decay, regularisation, hold-out stop.
+"""The run around the stochastic block steps: step race, schedule, regularisation, hold-out, finish.
 
-Nothing here is tuned per data set. The step length is found by a short race from the start, the decay begins
-when the hold-out loss stops falling (half the budget at the latest), noise enters as that loss rises, and the
-best weights on held-out rows are returned.
+Nothing here is tuned per data set. The step length is checked by a short race, its schedule is fixed (rise,
+rest, linear fall to zero), noise enters as the held-out loss rises, the best weights on held-out rows are
+kept, and from those a few last passes go over all rows, the held-out ones included.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -18,18 +19,19 @@ from sklearn.exceptions import ConvergenceWarning
 
 from liftopt.block_steps import BlockTrainer, Noise
 from liftopt.linear_maps import rebuild
-from liftopt.losses import CrossEntropy
 from liftopt.network import Network
 
 Array = npt.NDArray[Any]
 
-_RACE_BATCHES = 20
+_RACE_BATCHES, _RACE_ROWS = 32, 64
 _RACE_ROUNDS = 5
 _RACE_FACTOR = 4.0
-_RACE_GAIN = 0.97  # what a longer step must promise
-_PROBE_ROWS = 4000
+_RACE_GAIN = 2 / 3  # loss of a longer step relative to a shorter one: short runs flatter long steps
+_PROBE_ROWS = 2000
 _NOISE_UP, _NOISE_DOWN = 0.25, 0.05  # changes of the noise level after a pass
-_PATIENCE = 3, 4  # passes without a better hold-out loss before the decay: at least 3, a quarter of all
+_RISE, _REST = 0.1, 0.3  # ends of the step's rise and of its rest, as shares of the run
+_FINISH, _FINISH_STEP = 0.2, 0.3  # last passes over all rows, and their first step, relative to the run's
+_JUMP, _POOR = 3.0, 0.5  # a pass has failed above so many times the lowest and the first training loss
 _MAX_RESTARTS = 6
 
 
@@ -48,6 +50,13 @@ class Rows:
         """The rows of ``index``."""
         weight = None if self.weight is None else self.weight[index]
         return Rows(self.Z[index], self.target[index], weight)
+
+    def joined(self, other: Rows) -> Rows:
+        """These rows and those of ``other`` (weights in both or in neither)."""
+        weight = None
+        if self.weight is not None and other.weight is not None:
+            weight = np.concatenate([self.weight, other.weight])
+        return Rows(np.concatenate([self.Z, other.Z]), np.concatenate([self.target, other.target]), weight)
 
 
 @dataclass(frozen=True)
@@ -70,7 +79,7 @@ class StochasticRun:
     Parameters
     ----------
     trainer : BlockTrainer
-        Its parameters are changed in place; at the end they are the best ones seen.
+        Its parameters are changed in place.
     train, held : Rows
         Training rows, and held-out rows (possibly none).
     budget : Budget
@@ -79,6 +88,8 @@ class StochasticRun:
         Order of rows, noise.
     report : callable
         Called with the facts of every pass; a true value stops.
+    judge : callable
+        Score of the outputs for the held-out rows, higher is better.
     """
 
     def __init__(
@@ -89,49 +100,58 @@ class StochasticRun:
         budget: Budget,
         random_state: np.random.RandomState,
         report: Reporter,
+        judge: Callable[[Array], float],
     ) -> None:
         self.trainer, self.train, self.held = trainer, train, held
-        self.budget, self.report = budget, report
+        self.budget, self.report, self.judge = budget, report, judge
         self._random = random_state
         self.passes = 0
         self._lowest = np.inf
         hidden = max(1, len(trainer.maps) - 1)
         self.noise = Noise(budget.dropout / hidden, budget.input_noise, random_state, strength=0.0)
         self.length = budget.step
-        size = min(budget.batch_size, len(train))
-        self._slices = [slice(i * size, (i + 1) * size) for i in range(max(1, len(train) // size))]
+        self._size = min(budget.batch_size, len(train))
         self._probe = train.take(slice(0, _PROBE_ROWS))
+        self._best_pass = 0
+        self._last = self._least = np.inf  # training losses: after the last pass, the lowest so far
+        self._first = self._loss(self._probe)
 
     def fit(self) -> None:
-        """Race, passes with decay, best weights kept."""
+        """Race, then passes; the best weights on held-out rows are kept."""
         self._race()
         total = self.budget.max_iter
-        decay_from, decay_passes = total / 2, max(total / 2, 1.0)
-        best, best_score, idle = self.trainer.state(), -np.inf, 0
-        done, restarts = 0, 0
-        lowest = np.inf
-        while done < total and done < decay_from + decay_passes:
-            self._pass(done, decay_from, decay_passes)
-            done += 1
-            self.passes = done
-            if not self.trainer.finite:
+        best, highest = self.trainer.state(), -np.inf
+        restarts = 0
+        for done in range(total):
+            self._pass(self.train, _schedule, done / total, (done + 1) / total)
+            self.passes = done + 1
+            if self._failed():
                 restarts += 1
-                self.trainer.restore(best, self.trainer.steps)
+                self.trainer.restore(best)
                 self.length /= _RACE_FACTOR
                 if restarts > _MAX_RESTARTS:
                     _warn_diverged()
                     break
                 continue
-            facts = self._assess()
-            if facts["score"] >= best_score:
-                best, best_score = self.trainer.state(), facts["score"]
-            idle = 0 if facts["loss"] < lowest else idle + 1
-            lowest = min(lowest, facts["loss"])
-            if idle >= max(_PATIENCE[0], total // _PATIENCE[1]) and done < decay_from:
-                decay_from, decay_passes = float(done), min(total / 2, done)
+            facts, score = self._assess()
+            if score >= highest:
+                best, highest, self._best_pass = self.trainer.state(), score, self.passes
             if self.report(**facts, step=self.length):
+                self._best_pass = 0
                 break
-        self.trainer.restore(best, self.trainer.steps)
+        self.trainer.restore(best)
+
+    def finish(self) -> None:
+        """A few last passes over all rows, unless none were held out or the run was stopped."""
+        passes = int(_FINISH * self._best_pass)
+        if not len(self.held) or not passes:
+            return
+        start, rows = self.trainer.state(), self.train.joined(self.held)
+        for done in range(passes):
+            self._pass(rows, _finishing, done / passes, (done + 1) / passes)
+        if not self.trainer.finite:
+            self.trainer.restore(start)
+        self.passes += passes
 
     def network(self, like: Network) -> Network:
         """``like`` with the current weights, in float32."""
@@ -142,50 +162,47 @@ class StochasticRun:
         """One pass over a chunk of a stream at ``factor`` of the step; returns the step before the factor."""
         if race:
             self._race()
-        start, length = self.trainer.state(), self.length
-        self.length = length * factor
-        self._pass(0, np.inf, 1.0)
+        start = self.trainer.state()
+        self._pass(self.train, lambda share: factor, 0.0, 1.0)
         if not self.trainer.finite:
-            self.trainer.restore(start, self.trainer.steps)
-            length /= _RACE_FACTOR
-        return length
+            self.trainer.restore(start)
+            return self.length / _RACE_FACTOR
+        return self.length
 
-    def _pass(self, done: int, decay_from: float, decay_passes: float) -> None:
-        """One pass over the training rows in random order."""
-        shuffled = self.train.take(self._random.permutation(len(self.train)))
-        count = len(self._slices)
-        for index, rows in enumerate(self._slices):
-            late = done + index / count - decay_from
-            factor = min(1.0, max(0.0, 1.0 - late / decay_passes))
-            self._step(shuffled, rows, self.length * factor)
+    def _pass(self, rows: Rows, factor: Callable[[float], float], start: float, end: float) -> None:
+        """One pass over ``rows`` in random order; the step's factor is taken from ``start`` to ``end``."""
+        shuffled = rows.take(self._random.permutation(len(rows)))
+        size, count = self._size, len(rows) // self._size
+        with np.errstate(over="ignore", invalid="ignore"):  # seen at the end of the pass
+            for index in range(count):
+                batch = shuffled.take(slice(index * size, (index + 1) * size))
+                self._step(batch, self.length * factor(start + (end - start) * index / count))
 
-    def _step(self, rows: Rows, batch: slice, length: float) -> None:
-        weight = None if rows.weight is None else rows.weight[batch]
-        self.trainer.step(rows.Z[batch], rows.target[batch], weight, length, self.noise)
+    def _step(self, batch: Rows, length: float) -> None:
+        self.trainer.step(batch.Z, batch.target, batch.weight, length, self.noise)
 
     def _race(self) -> None:
-        """Move the step by factors of four while short decayed runs from the start say that it pays."""
-        trainer = self.trainer
-        count = min(_RACE_BATCHES, len(self._slices) * self.budget.max_iter)
-        size = self._slices[0].stop
-        index = [self._random.randint(len(self.train), size=size) for _ in range(count)]
-        batches = [self.train.take(i) for i in index]
-        start = trainer.state()
+        """Move the step by factors of four while short decayed runs say that it pays.
 
-        def run(length: float) -> tuple[float, list[Array]]:
-            trainer.restore(start, 0)
+        The runs start at a random head: a fitted one leaves nothing to gain in so few batches, and the
+        shortest step would win.
+        """
+        trainer, size = self.trainer, min(self._size, _RACE_ROWS)
+        batches = [
+            self.train.take(self._random.randint(len(self.train), size=size)) for _ in range(_RACE_BATCHES)
+        ]
+        start = trainer.state()
+        seed = self._random.randint(2**31)
+
+        @cache
+        def loss_at(length: float) -> float:
+            trainer.restore(start)
+            trainer.randomise_head(np.random.RandomState(seed))
             with np.errstate(over="ignore", invalid="ignore"):
                 for index, batch in enumerate(batches):
-                    self._step(batch, slice(None), length * (1.0 - index / count))
+                    self._step(batch, length * (1.0 - index / _RACE_BATCHES))
                 loss = self._loss(self._probe) if trainer.finite else np.inf
-            return (loss if np.isfinite(loss) else np.inf), trainer.state()
-
-        tried = {self.length: run(self.length)}
-
-        def loss_at(length: float) -> float:
-            if length not in tried:
-                tried[length] = run(length)
-            return tried[length][0]
+            return loss if np.isfinite(loss) else np.inf
 
         for _ in range(_RACE_ROUNDS):
             shorter, longer = self.length / _RACE_FACTOR, self.length * _RACE_FACTOR
@@ -195,27 +212,44 @@ class StochasticRun:
                 self.length = longer
             else:
                 break
-        loss, state = tried[self.length]
-        trainer.restore(state if np.isfinite(loss) else start, count)
+        trainer.restore(start)
+
+    def _failed(self) -> bool:
+        """Whether a pass has left the finite numbers, or thrown away most of what was learnt."""
+        if not self.trainer.finite:
+            return True
+        loss = self._last = self._loss(self._probe)
+        if not np.isfinite(loss) or loss > max(_JUMP * self._least, _POOR * self._first):
+            return True
+        self._least = min(self._least, loss)
+        return False
 
     def _loss(self, rows: Rows) -> float:
         return self.trainer.head.mean_loss(self.trainer.scores(rows.Z), rows.target, rows.weight)
 
-    def _assess(self) -> dict[str, float]:
-        """Losses and score after a pass; noise rises when the held-out loss does, and slowly falls else."""
-        train_loss = self._loss(self._probe)
+    def _assess(self) -> tuple[dict[str, float], float]:
+        """Facts of a pass, and the score that chooses; the noise follows the held-out loss."""
+        train_loss = self._last
         if not len(self.held):
-            return {"loss": train_loss, "train_loss": train_loss, "score": -train_loss, "noise": 0.0}
-        scores = self.trainer.scores(self.held.Z)
-        loss = self.trainer.head.mean_loss(scores, self.held.target, self.held.weight)
+            return {"loss": train_loss, "noise": 0.0}, -train_loss
+        outputs = self.trainer.scores(self.held.Z)
+        loss = self.trainer.head.mean_loss(outputs, self.held.target, self.held.weight)
         change = _NOISE_UP if loss > self._lowest else -_NOISE_DOWN
         self._lowest = min(self._lowest, loss)
         self.noise.strength = float(np.clip(self.noise.strength + change, 0.0, 1.0))
-        score = -loss
-        if self.held.target.shape[1] > 1 and isinstance(self.trainer.head, CrossEntropy):
-            hits = scores.argmax(axis=1) == self.held.target.argmax(axis=1)
-            score = float(np.average(hits, weights=self.held.weight))
-        return {"loss": loss, "train_loss": train_loss, "score": score, "noise": self.noise.strength}
+        score = self.judge(outputs)
+        facts = {"loss": loss, "train_loss": train_loss, "validation_score": score}
+        return facts | {"noise": self.noise.strength}, score
+
+
+def _schedule(share: float) -> float:
+    """Factor of the step after a ``share`` of the run."""
+    return min(share / _RISE, 1.0, (1.0 - share) / (1.0 - _REST))
+
+
+def _finishing(share: float) -> float:
+    """The same for the last passes over all rows."""
+    return _FINISH_STEP * (1.0 - share)
 
 
 def _warn_diverged() -> None:

@@ -89,9 +89,9 @@ def test_zero_loss_gradient_moves_nothing(rng):
     net = network(rng, sizes=(6, 8, 3))
     trainer = BlockTrainer(linear_maps(net), Squared(), 0.3, np.float64)
     Z, _ = data(rng)
-    before = trainer.state()
+    before = trainer.state()[:-1]  # the last is the number of steps
     trainer.step(Z, trainer.scores(Z), None, 0.1, silent())
-    for old, new in zip(before, trainer.state(), strict=True):
+    for old, new in zip(before, trainer.state()[:-1], strict=True):
         np.testing.assert_allclose(new, old, atol=1e-12)
 
 
@@ -134,6 +134,7 @@ def trained(rng_seed, step, max_iter=6, **changes):
         budget,
         np.random.RandomState(rng_seed),
         lambda **facts: bool(records.append(facts)),  # type: ignore[func-returns-value]
+        judge=lambda outputs: float(np.mean(outputs.argmax(axis=1) == codes[400:])),
     )
     run.fit()
     return trainer, run, records
@@ -144,17 +145,19 @@ def test_run_is_reproducible_and_learns():
     second, _, _ = trained(0, 0.06, max_iter=20)
     for a, b in zip(first.weights, second.weights, strict=True):
         np.testing.assert_array_equal(a, b)
-    assert max(record["score"] for record in records) > 0.85
+    assert max(record["validation_score"] for record in records) > 0.82
 
 
-@pytest.mark.parametrize("factor", [1 / 16, 16.0])
-def test_race_forgives_a_far_first_step(factor):
-    _, run, records = trained(0, 0.06 * factor, max_iter=20)
-    assert run.length != 0.06 * factor
-    assert max(record["score"] for record in records) > 0.82
+def test_last_passes_go_over_all_rows():
+    trainer, run, records = trained(0, 0.06, max_iter=10)
+    before = [W.copy() for W in trainer.weights]
+    run.finish()
+    assert run.passes > len(records)
+    assert trainer.finite
+    assert any(not np.array_equal(a, b) for a, b in zip(before, trainer.weights, strict=True))
 
 
 def test_best_pass_is_returned():
     trainer, run, records = trained(0, 0.06)
-    assert run._assess()["score"] == max(record["score"] for record in records)
+    assert run._assess()[1] == max(record["validation_score"] for record in records)
     assert trainer.finite

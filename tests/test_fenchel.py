@@ -43,6 +43,14 @@ def test_depth_does_not_collapse(digits, depth):
     assert model.fit(X, y).score(X_test, y_test) > 0.92
 
 
+@pytest.mark.parametrize("factor", [1 / 16, 16.0])
+def test_step_race_forgives_a_far_first_step(digits, factor):
+    X, X_test, y, y_test = digits
+    model = FenchelClassifier(step=0.08 * factor, mode="stochastic", max_iter=15, random_state=0).fit(X, y)
+    assert model.history_[0]["step"] != 0.08 * factor
+    assert model.score(X_test, y_test) > 0.96
+
+
 def test_monotone_history_falls_and_reports_the_gap():
     X, y = load_iris(return_X_y=True)
     model = FenchelClassifier(alpha=1e-2, max_iter=15, random_state=0).fit(X, y)
@@ -94,7 +102,7 @@ def lenet(rng):
 @pytest.mark.parametrize("mode", ["auto", "monotone"])
 def test_convolutional_start_keeps_its_architecture(digits, rng, mode):
     X, X_test, y, y_test = digits
-    model = FenchelClassifier(init=lenet(rng), mode=mode, max_iter=6, alpha=1e-3, random_state=0)
+    model = FenchelClassifier(init=lenet(rng), mode=mode, max_iter=20, alpha=1e-3, random_state=0)
     model.fit(X[:600] / 16, y[:600])
     assert isinstance(model.network_.layers[0], Conv2d)
     assert model.score(X_test / 16, y_test) > 0.8
