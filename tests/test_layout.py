@@ -29,7 +29,7 @@ LAZY = (
 
 # solvers (0) <- values (1) <- methods and what they share (2, every other module) <- comparison (3)
 VALUES = {"activations", "layers", "network", "packing", "packed_kernels"}
-COMPARISON = {"cli", "commands", "compare", "comparison", "report", "console", "svg", "__main__"}
+COMPARISON = {"cli", "commands", "plot", "compare", "comparison", "report", "console", "svg", "__main__"}
 
 
 def run_python(code, cwd, **environment):
