@@ -31,6 +31,7 @@ Kind = Literal["weights", "hinges"]
 _QUANTITIES = ("validation_score", "objective", "loss")
 _X_LABELS: Mapping[Time, str] = {"iteration": "iteration", "time": "seconds", "cpu": "CPU seconds"}
 _MOST_UNITS = 100
+_SATURATED = 0.98  # share of the weights inside the scale of colours
 _BENDING = ("relu", "leaky_relu", "elu")
 
 
@@ -141,18 +142,23 @@ class ConvergenceDisplay:
         """Draw on ``ax``, or on a new figure; ``line`` are properties of the line."""
         self.ax_ = _axes(ax)
         self.figure_ = self.ax_.figure
-        x, y = np.asarray(self.x), np.asarray(self.y)
-        there = np.isfinite(y)
-        (self.line_,) = self.ax_.plot(x[there], y[there], **line)
+        (self.line_,) = self.ax_.plot(*self._points(), **line)
         for name, start in self.stages.items():
             self.ax_.axvline(start, color="grey", linewidth=0.8, linestyle=":")
-            self.ax_.text(
-                start, 1.0, f" {name}", transform=self.ax_.get_xaxis_transform(), va="bottom", color="grey"
-            )
+            where = {"transform": self.ax_.get_xaxis_transform(), "rotation": 90, "va": "top", "ha": "right"}
+            self.ax_.text(start, 0.98, f" {name}", color="grey", **where)
         self.ax_.set(xlabel=self.x_label, ylabel=self.y_label)
         if "label" in line:
             self.ax_.legend()
         return self
+
+    def _points(self) -> tuple[Array, Array]:
+        """Coordinates of the line: only recorded points, a gap where another stage begins."""
+        x, y = np.asarray(self.x), np.asarray(self.y)
+        x, y = x[np.isfinite(y)], y[np.isfinite(y)]
+        starts = list(self.stages.values())[1:]
+        cuts = np.searchsorted(x, starts)
+        return np.insert(x, cuts, starts), np.insert(y, cuts, math.nan)
 
 
 class NetworkDisplay:
@@ -225,7 +231,7 @@ class NetworkDisplay:
         image = self._mosaic(units) if isinstance(layer, Conv2d) or self.image_shape else units
         values = layer.stored.values if isinstance(layer.stored, FiniteArray) else None
         if values is None:
-            limit = float(np.nanmax(np.abs(image), initial=np.finfo(float).tiny))
+            limit = float(np.nanquantile(np.abs(image), _SATURATED)) or 1.0
             shown = self.ax_.imshow(image, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
             self.figure_.colorbar(shown, ax=self.ax_)
         else:

@@ -57,7 +57,8 @@ def _table(comparison: Comparison) -> str:
         colour = swatch(comparison.methods.index(row.method), joined=False)
         numbers = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
         kind = "reference" if row.method == comparison.reference else "stage" if row.stage else ""
-        body.append(f'<tr class="{kind}"><th scope="row">{colour} {escape(name)}</th>{numbers}</tr>')
+        label = escape(name).replace("+", "+<wbr>")
+        body.append(f'<tr class="{kind}"><th scope="row">{colour} {label}</th>{numbers}</tr>')
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
     return f'<div class="scroll">{table}</div>'
 
@@ -101,7 +102,7 @@ def _figures(comparison: Comparison) -> Iterable[str]:
     yield _figure(
         "Convergence of the training objective",
         "First repeat. Methods minimise different objectives, so each is shown as the distance to its own "
-        "lowest value, relative to the start.",
+        "lowest value, relative to the start. Recipes, which change the objective, are left out.",
         curves(_relative_objective),
         Axis("relative excess", log=True),
     )
@@ -156,7 +157,9 @@ def _times(run: Run) -> list[float]:
 
 
 def _relative_objective(run: Run) -> list[float]:
-    """(f - min f) / (f_0 - min f), NaN where a record has no objective."""
+    """(f - min f) / (f_0 - min f), NaN where a record has no objective or stages have one each."""
+    if len({record.get("stage") for record in run.history}) > 1:
+        return [math.nan] * len(run.history)
     values = [_number(record, "objective", "loss") for record in run.history]
     known = [value for value in values if math.isfinite(value)]
     if not known or known[0] <= min(known):
@@ -260,7 +263,7 @@ _STYLE = (
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--ink);
   font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif; }
-main { max-width: 68rem; margin: 0 auto; padding: 1.5rem 1rem 3rem; }
+main { max-width: 76rem; margin: 0 auto; padding: 1.5rem 1rem 3rem; }
 h1 { font-size: 1.9rem; line-height: 1.2; margin: 0;
   overflow-wrap: anywhere; }
 h2 { font-size: 1.2rem; margin: 0 0 .5rem; } h3 { font-size: 1rem; margin: 0 0 .5rem; }
@@ -275,7 +278,7 @@ th, td { padding: .5rem .75rem; text-align: right; white-space: nowrap; border-t
 thead th { border-top: 0; color: var(--soft); font-weight: 600; }
 th:first-child { text-align: left; position: sticky; left: 0; background: var(--card); font-weight: 600; }
 tr.stage td, tr.stage th:first-child { border-top: 0; padding-top: 0; color: var(--soft); font-weight: 400; }
-tr.stage th:first-child { padding-left: 2rem; } tr.stage .swatch { display: none; }
+tr.stage th:first-child { padding-left: 3.1rem; } tr.stage .swatch { display: none; }
 tr.reference td, tr.reference th:first-child { background: var(--tint); }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 28rem), 1fr)); gap: 1rem;
   margin: 1.25rem 0; }
@@ -288,7 +291,8 @@ figcaption { color: var(--soft); font-size: .88rem; }
   font-size: .88rem; }
 details { margin: .5rem 0; } summary { cursor: pointer; } li { overflow-wrap: anywhere; }
 .protocol { max-width: 46rem; font-size: .95rem; }
-@media (max-width: 34rem) { .tick { font-size: 19px; } .label { font-size: 19px; }
-  figure { padding: .75rem; } }
+@media (max-width: 34rem) { .tick { font-size: 20px; } .label { font-size: 18px; } figure { padding: .75rem; }
+  th, td { padding: .5rem; } th:first-child { min-width: 8.75rem; white-space: normal; }
+  tr.stage th:first-child { padding-left: 1.75rem; } table .swatch { width: 14px; } }
 """
 )

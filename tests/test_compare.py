@@ -356,5 +356,7 @@ def test_recipes_show_the_gain_and_cost_of_every_stage(monkeypatch, stand_ins):
     assert part.cpu < whole.cpu
     text = str(result)
     assert text.index("linear+fenchel") < text.index("  after linear ")
-    assert "after linear" in render(result)
+    page = render(result)
+    assert "after linear" in page
+    assert page.count("linear+<wbr>fenchel") == 1
     assert len(result.to_dict()["runs"][0]["stages"]) == 2
