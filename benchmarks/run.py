@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
-NOT_BENCHMARKS = {"common", "figures", "run", "tables", "ternary_rivals"}
+NOT_BENCHMARKS = {"common", "figures", "run", "tables", "sampling_runs", "ternary_rivals"}
 
 
 def scripts(names: list[str]) -> list[Path]:

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 Mode = Literal["average", "walk", "momentum"]
 InnerState = Literal["keep", "reset"]
 
-_SAMPLES = 20  # a period by default: neighbouring steps are alike, and sampling all of them costs time
+_SAMPLES = 10  # a period by default: neighbouring steps are alike, and sampling all of them costs time
 _FORMAT = 1
 
 
@@ -74,7 +74,7 @@ class PeriodicWeightSampler:
         far from where the period began (one more copy of the weights).
     every : int, optional
         Steps between two samples, counted back from the end of the period; by default such that a period
-        has about 20. ``every=period`` samples its last weights only.
+        has about 10. ``every=period`` samples its last weights only.
     momentum : float
         Share of the last published weights in the new ones, for ``mode="momentum"``.
     start : int
