@@ -1,14 +1,15 @@
 """Periodic weight sampling against its controls: steps to the plain optimiser's loss, volatility, final loss.
 
 Every case (data, label noise in the training rows, optimiser, schedule, network) runs ten paired seeds: same
-start, rows and order for every variant. Rates are tuned for the last iterate, for the average that is not put
-back and for the average put back, each on a grid with seeds of its own. Averages that are not put back are
-read off the plain trajectory: last period mean, mean of four period means (one epoch), EMA and LAWA of that
-window, SWA of the second half, combination by held-out loss. Runs of their own: put back, the plain run at
-the rate times the centroid of the samples (the matched control), Lookahead, Schedule-Free.
+start, rows and order for every variant. Rates are tuned for the last iterate and for the average that is not
+put back, on a grid with seeds of its own. Averages that are not put back are read off the plain trajectory:
+last period mean, mean of five period means (one epoch), EMA and LAWA of that window, SWA of the second half,
+combination by held-out loss. Runs of their own: put back, at the plain rate and at that rate over the
+centroid of the samples; the plain run at the rate times the centroid (the matched control); Lookahead;
+Schedule-Free.
 
 Dense networks are 784-300-10 trained on 100 damped principal components, which fold into the first layer;
-two cases train on raw pixels. Validation, held-out and test labels carry no noise.
+one case trains on raw pixels. Validation, held-out and test labels carry no noise.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 
 import numpy as np
 from common import measure, parse_arguments, write_record
-from sampling_runs import BATCH, PERIODS, WALK, Case, Run, ensemble, evaluate, quick, rows_of, run
+from sampling_runs import BATCH, EPOCHS, PERIODS, WALK, Case, Run, ensemble, evaluate, quick, rows_of, run
 
 from liftopt import PeriodicWeightSampler, mix_weights
 
@@ -39,15 +40,15 @@ COMBINED = 12  # period means that a combination along the run weighs
 FINAL_MEANS = 24
 TAIL = 0.2
 
-PLAIN, PERIOD_MEAN, FOUR_MEANS = "last", "last: period mean", f"last: {WALK} period means"
+PLAIN, PERIOD_MEAN, MEANS = "last", "last: period mean", f"last: {WALK} period means"
 OPTIONS = {  # what a user of the sampler can choose; the rest are controls
     PERIOD_MEAN: "period mean",
-    FOUR_MEANS: "4 means",
+    MEANS: f"{WALK} means",
     "put back": "put back",
-    "4 means put back": "4 means put back",
+    f"{WALK} means put back": f"{WALK} means put back",
+    "put back, rate / centroid": "put back, rate / centroid",
+    f"{WALK} means, own rate": f"{WALK} means, own rate",
     "combined": "combined",
-    "4 means, own rate": "4 means, own rate",
-    "put back, own rate": "put back, own rate",
 }
 CONTROLS = {
     "rate x centroid: period mean": "rate x centroid",
@@ -70,36 +71,28 @@ def cases(small: bool) -> list[Case]:
         for data in ("mnist", "fashion_mnist")
         for optimizer in ("adam", "momentum", "sgd")
     ]
-    few = {"model": "lenet", "rows": 40 * BATCH}
     lenet = [
-        Case(data, noise, optimizer, "constant", **few)
+        Case("mnist", noise, optimizer, schedule, "lenet", 50 * BATCH)
+        for schedule in ("constant", "cosine")
         for noise in (0.2, 0.0)
-        for data in ("mnist", "fashion_mnist")
-        for optimizer in ("adam", "momentum")
+        for optimizer in ("adam", "momentum", "sgd")
     ]
-    extra = [Case("mnist", 0.2, "sgd", "constant", **few)]
-    extra += [Case("fashion_mnist", noise, "adam", "cosine", **few) for noise in (0.2, 0.0)]
-    raw = [Case("mnist", noise, "momentum", "constant", "raw") for noise in (0.2, 0.0)]
-    return dense[:12] + lenet[:4] + dense[12:] + lenet[4:] + raw + extra
+    raw = [Case("mnist", 0.2, "momentum", "constant", "raw")]
+    return dense[:12] + lenet[:4] + dense[12:] + raw + lenet[4:]
 
 
 def tune(case: Case, seeds: Sequence[int]) -> dict[str, float]:
-    """Rates of the least final validation loss: last iterate, average, average put back."""
-    losses: dict[str, list[float]] = {"plain": [], "average": [], "put back": []}
+    """Rates of the least final validation loss, of the last iterate and of the average."""
     rates = RATES[case.optimizer]
-    for rate in rates:
-        found = run(case, seeds, rate, every=2 * PERIODS)
-        losses["plain"].append(float(found.curve(PLAIN)[:, -1].mean()))
-        losses["average"].append(float(found.curve(FOUR_MEANS)[:, -1].mean()))
-        back = run(case, seeds, rate, PUT_BACK, label="put back", every=2 * PERIODS)
-        losses["put back"].append(float(back.curve("put back")[:, -1].mean()))
+    found = [run(case, seeds, rate, every=3 * PERIODS) for rate in rates]
+    losses = {name: [float(one.curve(name)[:, -1].mean()) for one in found] for name in (PLAIN, MEANS)}
     return {name: rates[int(np.nanargmin(values))] for name, values in losses.items()}
 
 
 def tune_schedule_free(case: Case, seeds: Sequence[int]) -> float:
     """Rate of Schedule-Free with the least final validation loss."""
     rates = RATES[case.optimizer]
-    losses = [run(case, seeds, rate, every=2 * PERIODS).curve(PLAIN)[:, -1].mean() for rate in rates]
+    losses = [run(case, seeds, rate, every=3 * PERIODS).curve(PLAIN)[:, -1].mean() for rate in rates]
     return rates[int(np.nanargmin(losses))]
 
 
@@ -113,18 +106,18 @@ def centroid(case: Case) -> float:
 def combine_along(case: Case, found: Run, seeds: Sequence[int]) -> np.ndarray:
     """Validation losses (members, checkpoints) of combinations formed at the end of epochs.
 
-    Of every epoch for dense networks, of the fourth and the last for convolutional ones.
+    Of every second epoch; of the third and the last for convolutional networks.
     """
     rows, lenet = rows_of(case), case.model == "lenet"
     X, y = (part[: 400 if lenet else 1000] for part in rows.parts["held_out"])
-    stride = 4 * PERIODS if lenet else PERIODS
+    stride = (3 if lenet else 2) * PERIODS
     out = np.full((len(seeds), len(found.means)), np.nan)
     for index in range(len(seeds)):
         model, pick = found.model.member(index)
         means = [pick(mean) for mean in found.means]
         for end in range(stride, len(means) + 1, stride):
             stored = means[max(0, end - COMBINED) : end]
-            mixture = mix_weights(model, stored, X, y, max_iter=2 if lenet else 3)
+            mixture = mix_weights(model, stored, X, y, max_iter=2)
             out[index, end - 1 :] = score(model, stored, mixture.coefficients, rows.parts["validation"])[0]
     return out
 
@@ -152,7 +145,7 @@ def coefficients_study(case: Case, found: Run, seeds: Sequence[int]) -> dict[str
         stored = [pick(mean) for mean in found.means[-FINAL_MEANS:]]
         k = len(stored)
         start = time.process_time()
-        mixture = mix_weights(model, stored, X, y, max_iter=4 if lenet else 10)
+        mixture = mix_weights(model, stored, X, y, max_iter=3 if lenet else 5)
         spent = time.process_time() - start
         singles = [score(model, stored, vertex, (X, y))[0] for vertex in np.eye(k)]
         tried = {
@@ -194,7 +187,7 @@ def study(case: Case, schedule_free: dict[Any, Any], small: bool) -> dict[str, A
     if case.model == "lenet":
         tuning = tuning[:2]
     rates = tune(case, tuning)
-    plain = run(case, seeds, rates["plain"], controls=True, window=EPOCH_MEANS)
+    plain = run(case, seeds, rates[PLAIN], controls=True, window=EPOCH_MEANS)
     curves = {name: plain.curve(name) for name in plain.losses}
     accuracy = dict(plain.accuracy)
     part = centroid(case)
@@ -203,19 +196,17 @@ def study(case: Case, schedule_free: dict[Any, Any], small: bool) -> dict[str, A
         curves[label] = found.curve(source or label)
         accuracy[label] = found.accuracy[source or label]
 
-    add("put back", run(case, seeds, rates["plain"], PUT_BACK, label="put back"))
-    add("4 means put back", run(case, seeds, rates["plain"], WALK_BACK, label="4 means put back"))
-    add("rate x centroid: period mean", run(case, seeds, part * rates["plain"]), PERIOD_MEAN)
-    add("Lookahead", run(case, seeds, rates["plain"], LOOKAHEAD, label="Lookahead"))
-    own = plain if rates["average"] == rates["plain"] else run(case, seeds, rates["average"])
-    add("4 means, own rate", own, FOUR_MEANS)
-    if rates["put back"] == rates["plain"]:
-        curves["put back, own rate"], accuracy["put back, own rate"] = (
-            curves["put back"],
-            accuracy["put back"],
-        )
-    else:
-        add("put back, own rate", run(case, seeds, rates["put back"], PUT_BACK, label="put back"), "put back")
+    add("put back", run(case, seeds, rates[PLAIN], PUT_BACK, label="put back"))
+    add(f"{WALK} means put back", run(case, seeds, rates[PLAIN], WALK_BACK, label=f"{WALK} means put back"))
+    add("rate x centroid: period mean", run(case, seeds, part * rates[PLAIN]), PERIOD_MEAN)
+    add("Lookahead", run(case, seeds, rates[PLAIN], LOOKAHEAD, label="Lookahead"))
+    own = plain if rates[MEANS] == rates[PLAIN] else run(case, seeds, rates[MEANS])
+    add(f"{WALK} means, own rate", own, MEANS)
+    add(
+        "put back, rate / centroid",
+        run(case, seeds, rates[PLAIN] / part, PUT_BACK, label="put back"),
+        "put back",
+    )
     free = free_of(case)
     if free not in schedule_free:
         rate = tune_schedule_free(free, tuning)
@@ -239,7 +230,7 @@ def study(case: Case, schedule_free: dict[Any, Any], small: bool) -> dict[str, A
     }
 
 
-EPOCH_MEANS = 8 * PERIODS  # every period mean of a run
+EPOCH_MEANS = EPOCHS * PERIODS  # every period mean of a run
 
 
 def free_of(case: Case) -> Case:

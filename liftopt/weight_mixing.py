@@ -5,12 +5,13 @@ for real targets. For a model linear in its weights the problem is convex and so
 a problem in k variables solved by Gauss-Newton steps: the outputs are linearised at ``w(c) = sum_j c_j w_j``,
 one forward-mode product along each ``w_j - w(c)``, which on the simplex gives
 
-    min over the simplex:  mean loss(sum_j c_j Z_j) + rho |c - 1/k|^2 + prox |c - c_0|^2,
+    min over the simplex:  mean loss(sum_j c_j Z_j) + rho |c - 1/k|^2,
     Z_j = outputs(w(c_0)) + d outputs (w_j - w(c_0)),
 
-the convex problem of :mod:`liftopt.solvers.simplex`. A step is taken only if the true loss falls, else
-``prox`` grows. The start is the better of the uniform mean and the best single weights, so that neither is
-lost on the held-out rows; where the gain over the uniform mean is below its standard error, that is kept.
+the convex problem of :mod:`liftopt.solvers.simplex`. Its minimiser is a direction of descent, shortened
+until the true loss falls. The start is the better of the uniform mean and the best single weights, so that
+neither is lost on the held-out rows; where the gain over the uniform mean is not above its standard error,
+that is kept.
 
 The certificate is the Frank-Wolfe gap of the true objective: zero at a stationary point.
 """
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 
 _CHUNK = 2048  # held-out rows per forward pass
-_GROWTH = 10.0
+_SHORTEST = 2.0**-12  # step length below which rounding decides
 
 
 class Mixture(NamedTuple):
@@ -111,7 +112,7 @@ def mix_weights(
     rows = problem.losses(c)
     saved = uniform_rows - rows
     error = float(saved.std(ddof=1) / np.sqrt(saved.size)) if saved.size > 1 else np.inf
-    keep = bool(saved.mean() >= error)
+    keep = bool(saved.mean() > error)
     return Mixture(
         coefficients=c if keep else uniform,
         kept="solution" if keep else "uniform",
@@ -127,20 +128,21 @@ def mix_weights(
 
 
 def _descend(problem: _Mixing, c: Array, max_iter: int, tol: float) -> tuple[Array, float, int]:
-    """Accepted Gauss-Newton steps; coefficients, Frank-Wolfe gap and number of linearisations."""
-    prox, value = 0.0, problem.objective(c)
-    outputs, n_iter = problem.linearised(c), 0
-    gap = problem.gap(c, outputs)
-    while gap > tol and n_iter < max_iter:
-        n_iter += 1
-        trial = problem.convex_step(c, outputs, prox)
-        reached = problem.objective(trial)
-        if reached < value:
-            c, value, prox = trial, reached, prox / _GROWTH
-            outputs = problem.linearised(c)
-            gap = problem.gap(c, outputs)
-        else:
-            prox = max(_GROWTH * prox, 1e-3 * max(value, np.finfo(np.float64).tiny))
+    """Gauss-Newton steps with backtracking; coefficients, Frank-Wolfe gap and number of steps."""
+    value, outputs = problem.objective(c), problem.linearised(c)
+    for n_iter in range(max_iter + 1):
+        gap = problem.gap(c, outputs)
+        if gap <= tol or n_iter == max_iter:
+            break
+        target, length = problem.convex_step(c, outputs), 1.0
+        reached = problem.objective(target)
+        while reached >= value and length > _SHORTEST:
+            length /= 2.0
+            reached = problem.objective(c + length * (target - c))
+        if reached >= value:
+            break
+        c, value = c + length * (target - c), reached
+        outputs = problem.linearised(c)
     return c, gap, n_iter
 
 
@@ -232,14 +234,11 @@ class _Mixing:
         gradient += 2.0 * self.rho * (c - 1.0 / self.k)
         return max(0.0, float(gradient @ c - gradient.min()))
 
-    def convex_step(self, c: Array, outputs: Array, prox: float) -> Array:
-        """Minimiser of the linearised problem; both penalties are one about their common centre."""
-        total = self.rho + prox
-        centre = (self.rho / self.k + prox * c) / total if total > 0.0 else None
-        options: dict[str, Any] = {"rho": total, "centre": centre, "on_limit": "ignore"}
+    def convex_step(self, c: Array, outputs: Array) -> Array:
+        """Minimiser of the linearised problem."""
         if self.is_class:
             Y = np.eye(outputs.shape[2])[self.codes]
-            found = solve_simplex_cross_entropy(outputs, Y, init=c, **options)
+            found = solve_simplex_cross_entropy(outputs, Y, rho=self.rho, init=c, on_limit="ignore")
         else:
-            found = solve_simplex_least_squares(outputs, self.codes, **options)
+            found = solve_simplex_least_squares(outputs, self.codes, rho=self.rho, on_limit="ignore")
         return np.asarray(found.x)

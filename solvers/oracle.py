@@ -62,6 +62,22 @@ def simplex_weights(losses: Array, lam: float) -> tuple[Array, float]:
     return np.asarray(weights.value), value
 
 
+def simplex_combination(
+    predictions: Array, Y: Array, loss: str, rho: float, centre: Array, weight: Array
+) -> tuple[Array, float]:
+    """``min sum_i w_i loss(sum_j c_j Z_j[i], y_i) + rho |c - centre|^2`` over ``c >= 0, sum c = 1``."""
+    c = cp.Variable(len(predictions), nonneg=True)
+    mixed = sum(c[j] * part for j, part in enumerate(predictions))
+    if loss == "squares":
+        fit = cp.sum_squares(cp.multiply(np.sqrt(weight)[:, None], mixed - Y))
+    else:
+        rows = cp.log_sum_exp(mixed, axis=1) - cp.sum(cp.multiply(Y, mixed), axis=1)
+        fit = weight @ rows
+    objective = cp.Minimize(fit + rho * cp.sum_squares(c - centre))
+    value = _solve(cp.Problem(objective, [cp.sum(c) == 1]), tol=1e-9)
+    return np.asarray(c.value), value
+
+
 def stiefel_linear(C: Array, S: Array) -> float:
     """``max tr(W'C)`` over the convex hull ``W'SW <= I``, which attains the maximum over ``W'SW = I``."""
     W = cp.Variable(C.shape)
