@@ -25,6 +25,11 @@ def trainable(torch: Any, model: Any) -> tuple[list[str], list[Any]]:
     return [name for name, _ in named], [parameter for _, parameter in named]
 
 
+def signature(names: Sequence[str], parameters: Sequence[Any]) -> list[tuple[str, tuple[int, ...], str]]:
+    """Names, shapes and dtypes."""
+    return [(name, tuple(p.shape), str(p.dtype)) for name, p in zip(names, parameters, strict=True)]
+
+
 def check_signature(who: str, found: Sequence[Any], known: Sequence[Any]) -> None:
     """Names, shapes and dtypes agree, or the first difference is named."""
     for index in range(max(len(found), len(known))):
@@ -39,12 +44,6 @@ def check_signature(who: str, found: Sequence[Any], known: Sequence[Any]) -> Non
 
 def _describe(entry: tuple[Any, ...] | None) -> str:
     return "no parameter" if entry is None else f"{entry[0]} of shape {tuple(entry[1])}, {entry[2]}"
-
-
-def wide_copy(torch: Any, parameter: Any) -> Any:
-    """Copy in float32 at least: means in half precision stall."""
-    dtype = torch.promote_types(parameter.dtype, torch.float32)
-    return parameter.detach().to(dtype, copy=True)
 
 
 def exchange(parameters: Sequence[Any], values: Sequence[Any]) -> None:

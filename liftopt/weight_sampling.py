@@ -25,14 +25,14 @@ NeurIPS 2019.
 from __future__ import annotations
 
 import warnings
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from sklearn.exceptions import ConvergenceWarning
 
-from liftopt.module_state import batch_norms, check_signature, exchange, refreshed, trainable, wide_copy
+from liftopt.module_state import batch_norms, check_signature, exchange, refreshed, signature, trainable
+from liftopt.period_means import PeriodMeans
 from liftopt.solvers.validation import as_count, as_scalar
 from liftopt.torch_interop import import_torch
 
@@ -149,11 +149,10 @@ class PeriodicWeightSampler:
         self._model, self._optimizer = model, optimizer
         self._check_optimizer()
         self._names, self._live = trainable(self._torch, model)
+        self._signature = signature(self._names, self._live)
+        self._means = PeriodMeans(self._live, window)
         self.n_steps = self.n_periods = 0
-        self._count = 0
-        self._mean: list[Any] = []
-        self._means: deque[list[Any]] = deque(maxlen=window)
-        self._coefficients: list[float] | None = None
+        self._shares: list[float] | None = None  # of a combination; by mode else
         self._origin: list[Any] = []
         self._begin_period()
 
@@ -174,7 +173,9 @@ class PeriodicWeightSampler:
             return False
         left = -done % self.policy["period"]
         if left % self.policy["every"] == 0:
-            self._sample()
+            if any(p.shape != shape for p, (_, shape, _) in zip(self._live, self._signature, strict=True)):
+                self._check_model()
+            self._means.sample()
         if left == 0:
             self._end_period()
         return left == 0
@@ -182,12 +183,12 @@ class PeriodicWeightSampler:
     @property
     def published(self) -> dict[str, torch.Tensor]:
         """Published weights by parameter name, copies; empty before the first period has ended."""
-        return {} if not self._means else self._named(self._published(), copy=True)
+        return self._named(self._published(), copy=True) if self._means.held else {}
 
     @property
     def period_means(self) -> list[dict[str, torch.Tensor]]:
-        """The held means by parameter name, oldest first; they must not be changed."""
-        return [self._named(mean, copy=False) for mean in self._means]
+        """The held means by parameter name, oldest first: views that a later period overwrites."""
+        return [self._named(mean, copy=False) for mean in self._means.held]
 
     @contextmanager
     def averaged(self, refresh: Iterable[Any] | None = None) -> Iterator[torch.nn.Module]:
@@ -213,7 +214,7 @@ class PeriodicWeightSampler:
                 "the model has BatchNorm statistics, which belong to the live weights: pass refresh=batches "
                 "to form those of the averaged weights, or refresh=[] to use the live ones"
             )
-        values = self._published() if self._means else [parameter.data for parameter in self._live]
+        values = self._published() if self._means.held else [parameter.data for parameter in self._live]
         with ExitStack() as stack:
             live = [parameter.data for parameter in self._live]
             stack.callback(exchange, self._live, live)
@@ -241,10 +242,10 @@ class PeriodicWeightSampler:
         """
         from liftopt.weight_mixing import mix_weights
 
-        if not self._means:
+        if not self._means.held:
             raise ValueError("no period has ended yet: there is nothing to combine")
         found = mix_weights(self._model, self.period_means, inputs, targets, rho=rho)
-        self._coefficients = found.coefficients.tolist()
+        self._shares = found.coefficients.tolist()
         return found
 
     def put_back(self) -> None:
@@ -252,7 +253,7 @@ class PeriodicWeightSampler:
 
         BatchNorm statistics stay those of training, which follow the new weights within a few batches.
         """
-        if self._means:
+        if self._means.held:
             self._copy_to_live(self._published())
             self._begin_period()
 
@@ -261,14 +262,12 @@ class PeriodicWeightSampler:
         return {
             "format": _FORMAT,
             "policy": dict(self.policy),
-            "parameters": self._signature(),
+            "parameters": self._signature,
             "n_steps": self.n_steps,
             "n_periods": self.n_periods,
-            "count": self._count,
-            "mean": _clones(self._mean),
-            "means": [_clones(mean) for mean in self._means],
-            "origin": _clones(self._origin),
-            "coefficients": self._coefficients,
+            "origin": self._means.placed(self._origin),
+            "shares": self._shares,
+            **self._means.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -286,40 +285,20 @@ class PeriodicWeightSampler:
                 raise ValueError(
                     f"the state was saved with {key}={state['policy'].get(key)!r}, this sampler has {own!r}"
                 )
-        check_signature("the saved state", state["parameters"], self._signature())
-        self.n_steps, self.n_periods, self._count = state["n_steps"], state["n_periods"], state["count"]
-        self._mean, self._origin = _clones(state["mean"]), _clones(state["origin"])
-        self._means = deque((_clones(mean) for mean in state["means"]), maxlen=self.policy["window"])
-        self._coefficients = state["coefficients"]
-
-    def _sample(self) -> None:
-        """``mean += (w - mean) / count``, all parameters in one call."""
-        torch = self._torch
-        if any(value.shape != own.shape for value, own in zip(self._mean, self._live, strict=False)):
-            self._check_model()
-        self._count += 1
-        with torch.no_grad():
-            if self._count == 1:
-                if not self._mean:
-                    self._mean = [wide_copy(torch, parameter) for parameter in self._live]
-                torch._foreach_copy_(self._mean, self._live)
-            else:
-                weights = [p.to(m.dtype) for p, m in zip(self._live, self._mean, strict=True)]
-                torch._foreach_lerp_(self._mean, weights, 1.0 / self._count)
+        check_signature("the saved state", state["parameters"], self._signature)
+        self._means.load_state_dict(state)
+        self._origin, self._shares = self._means.placed(state["origin"]), state["shares"]
+        self.n_steps, self.n_periods = state["n_steps"], state["n_periods"]
 
     def _end_period(self) -> None:
-        torch, policy = self._torch, self.policy
         self._check_model()
-        if not all(bool(value.isfinite().all()) for value in self._mean):
+        if not self._means.is_finite():
             self._recover()
             return
-        if policy["mode"] == "momentum" and self._means:
-            torch._foreach_lerp_(self._mean, self._means[-1], policy["momentum"])
-        spare = self._means[0] if len(self._means) == policy["window"] else []
-        self._means.append(self._mean)
-        self._mean, self._count, self._coefficients = spare, 0, None
+        self._means.close(self.policy["momentum"] if self.policy["mode"] == "momentum" else 0.0)
+        self._shares = None
         self.n_periods += 1
-        if policy["reinsert"] > 0.0:
+        if self.policy["reinsert"] > 0.0:
             self.put_back()
         else:
             self._begin_period()
@@ -327,7 +306,7 @@ class PeriodicWeightSampler:
     def _begin_period(self) -> None:
         """Remember where the period begins, if weights are put back in part."""
         if 0.0 < self.policy["reinsert"] < 1.0:
-            self._origin = [wide_copy(self._torch, parameter) for parameter in self._live]
+            self._origin = self._means.wide_copies()
 
     def _copy_to_live(self, values: list[Any]) -> None:
         torch = self._torch
@@ -340,12 +319,12 @@ class PeriodicWeightSampler:
 
     def _recover(self) -> None:
         """Back to the last published weights when the run has diverged."""
-        if not self._means:
+        if not self._means.held:
             raise FloatingPointError(
                 f"weights are not finite by step {self.n_steps}, before a period has ended: there are none "
                 "to go back to; reduce the learning rate"
             )
-        self._mean, self._count = [], 0
+        self._means.drop()
         with self._torch.no_grad():
             self._torch._foreach_copy_(self._live, self._published())
         if self._optimizer is not None:
@@ -361,16 +340,12 @@ class PeriodicWeightSampler:
 
     def _published(self) -> list[Any]:
         """Published weights; the held tensors themselves where no sum is needed."""
-        k = len(self._means)
-        shares = self._coefficients
-        if shares is None:
-            if self.policy["mode"] != "walk" or k == 1:
-                return self._means[-1]
-            shares = [1.0 / k] * k
-        total = self._torch._foreach_mul(self._means[0], shares[0])
-        for mean, share in zip(list(self._means)[1:], shares[1:], strict=True):
-            self._torch._foreach_add_(total, mean, alpha=share)
-        return list(total)
+        held = self._means.held
+        if self._shares is not None:
+            return self._means.combination(self._shares)
+        if self.policy["mode"] == "walk":
+            return self._means.combination([1.0 / len(held)] * len(held))
+        return held[-1]
 
     def _named(self, values: list[Any], *, copy: bool) -> dict[str, Any]:
         return {
@@ -378,22 +353,10 @@ class PeriodicWeightSampler:
             for name, value, own in zip(self._names, values, self._live, strict=True)
         }
 
-    def _signature(self) -> list[tuple[str, tuple[int, ...], str]]:
-        """Names, shapes and dtypes of the parameters."""
-        return [
-            (name, tuple(parameter.shape), str(parameter.dtype))
-            for name, parameter in zip(self._names, self._live, strict=True)
-        ]
-
     def _check_model(self) -> None:
         """The parameters are still the objects of the start, in their shapes."""
         names, live = trainable(self._torch, self._model)
-        found = [(n, tuple(p.shape), str(p.dtype)) for n, p in zip(names, live, strict=True)]
-        known = [
-            (name, tuple(value.shape), str(own.dtype))
-            for name, value, own in zip(self._names, self._mean, self._live, strict=True)
-        ]
-        check_signature("the model at this step", found, known)
+        check_signature("the model at this step", signature(names, live), self._signature)
         if any(new is not old for new, old in zip(live, self._live, strict=True)):
             raise ValueError("the model's parameters were replaced by new objects: make a new sampler")
 
@@ -410,7 +373,3 @@ def _choice(name: str, value: str, choices: Sequence[str]) -> str:
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
     return value
-
-
-def _clones(values: Sequence[Any]) -> list[Any]:
-    return [value.clone() for value in values]

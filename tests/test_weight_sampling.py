@@ -63,11 +63,11 @@ def trajectory(n, rate=0.05):
     return [weights(model) for _ in train(model, torch.optim.Adam(model.parameters(), rate), batches(n))]
 
 
-def sampled(n, rate=0.05, **options: Any):
+def sampled(n, **options):
     """Model and sampler after n steps of Adam."""
     model = small_net()
     sampler = PeriodicWeightSampler(model, **options)
-    finish(train(model, torch.optim.Adam(model.parameters(), rate), batches(n), sampler))
+    finish(train(model, torch.optim.Adam(model.parameters(), 0.05), batches(n), sampler))
     return model, sampler
 
 
@@ -352,7 +352,11 @@ def test_a_step_hook_a_schedule_and_lbfgs_work():
     x, y = batches(1)[0]
     optimizer = torch.optim.LBFGS(model.parameters(), max_iter=3)
     sampler = PeriodicWeightSampler(model, optimizer, period=2, inner_state="reset")
-    optimizer.register_step_post_hook(lambda *_: sampler.step())
+
+    def after_step(*_: Any) -> None:
+        sampler.step()
+
+    optimizer.register_step_post_hook(after_step)
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1)
 
     def closure():
@@ -425,7 +429,7 @@ def test_models_that_change_are_refused():
 
 def test_memory_shared_by_two_parameters_is_refused():
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
-    model[1].weight = nn.Parameter(model[0].weight.data)
+    model[1].weight = nn.Parameter(model.state_dict()["0.weight"])
     with pytest.raises(ValueError, match=r"0.weight and 1.weight share their memory but are two objects"):
         PeriodicWeightSampler(model, period=2)
 

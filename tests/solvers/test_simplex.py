@@ -1,5 +1,7 @@
 """Simplex coefficients: against cvxpy, and what the gap, the penalty and the symmetries promise."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -19,7 +21,10 @@ def problem(seed, k=5, n=60, outputs=3, spread=1.0):
     return 2 * Y + rng.normal(size=(n, outputs)) + scales * rng.normal(size=(k, n, outputs)), Y, rng.random(n)
 
 
-SOLVERS = {"squares": solve_simplex_least_squares, "cross-entropy": solve_simplex_cross_entropy}
+SOLVERS: dict[str, Any] = {
+    "squares": solve_simplex_least_squares,
+    "cross-entropy": solve_simplex_cross_entropy,
+}
 both = pytest.mark.parametrize("loss", list(SOLVERS))
 
 
@@ -130,8 +135,13 @@ def test_budget_and_start():
     uniform = solve_simplex_cross_entropy(Z.mean(axis=0, keepdims=True), Y).objective
     assert found.history[0]["objective"] == pytest.approx(uniform)
     assert found.info["support"].tolist() == np.flatnonzero(found.x > 0).tolist()
-    seen = []
-    solve_simplex_cross_entropy(Z, Y, callback=lambda record: seen.append(record) or True)
+    seen: list[Any] = []
+
+    def stop(record):
+        seen.append(record)
+        return True
+
+    solve_simplex_cross_entropy(Z, Y, callback=stop)
     assert len(seen) == 1
 
 
