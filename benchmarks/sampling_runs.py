@@ -21,9 +21,9 @@ from liftopt import PeriodicWeightSampler
 from liftopt.data import load
 from liftopt.input_map import fit_input_map
 
-BATCH, EPOCHS, PERIODS = 64, 6, 5  # rows a step, epochs, periods an epoch
-WALK = 5  # period means averaged: one epoch
-VALIDATION, HELD_OUT = 1000, 2000  # rows that measure, and rows that choose coefficients
+BATCH, EPOCHS, PERIODS = 64, 4, 6  # rows a step, epochs, periods an epoch
+WALK = 6  # period means averaged: one epoch
+VALIDATION, HELD_OUT = 1000, 1000  # rows that measure, and rows that choose coefficients
 COMPONENTS = 100
 POOL = 50_000  # training rows that seeds draw from
 
@@ -361,4 +361,4 @@ def _measure(
 
 def quick(case: Case) -> Case:
     """The case on few rows."""
-    return replace(case, rows=50 * BATCH)
+    return replace(case, rows=60 * BATCH)
