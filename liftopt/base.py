@@ -1,4 +1,7 @@
-"""What every method's estimators share: input checks, hold-out split, history, prediction from a Network.
+"""What every method's estimators share: input checks, hold-out split, prediction from a Network, the start.
+
+Every estimator takes a stream of chunks (:func:`liftopt.stream`) in place of arrays: it predicts and scores
+chunk by chunk, and loads what it is fitted to if the memory limit allows.
 
 A method's classifier derives from :class:`NetworkClassifier`, its regressor from :class:`NetworkRegressor`;
 both only set ``network_`` in ``fit``. A classifier's network has one output a class and a softmax head.
@@ -6,45 +9,33 @@ both only set ``network_`` in ``fit``. A classifier's network has one output a c
 
 from __future__ import annotations
 
-import logging
-import time
 import warnings
 from collections.abc import Callable, Sequence
-from functools import wraps
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from scipy.special import softmax
-from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+from sklearn.base import ClassifierMixin, RegressorMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+from sklearn.utils.validation import _check_sample_weight, validate_data
 
 from liftopt.activations import Activation, Identity, Softmax, get_activation
 from liftopt.layers import Dense
 from liftopt.methods import Task, make_estimator
 from liftopt.network import Network
-from liftopt.solvers.result import Callback, Record
+from liftopt.recording import CallbackSupportMixin, surrounded
+from liftopt.recording import Recorder as Recorder
+from liftopt.recording import run_interruptible as run_interruptible
+from liftopt.solvers.moments import Moments, moments
 from liftopt.solvers.validation import as_count
+from liftopt.stream_estimator import StreamEstimator
+from liftopt.streams import ChunkRows, as_stream
 from liftopt.threads import threads_of_a_fit
 
-try:
-    from sklearn.callback import CallbackSupportMixin, with_callbacks
-except ImportError:  # scikit-learn before 1.9
-
-    class CallbackSupportMixin:  # type: ignore[no-redef]
-        """No callbacks but our own."""
-
-    def with_callbacks(method: Any) -> Any:
-        """Nothing to surround."""
-        return method
-
-
 Array = npt.NDArray[Any]
-
-logger = logging.getLogger("liftopt")
 
 
 class TrainingData(NamedTuple):
@@ -74,7 +65,7 @@ class TrainingData(NamedTuple):
         )
 
 
-class _NetworkEstimator(CallbackSupportMixin, BaseEstimator):
+class _NetworkEstimator(CallbackSupportMixin, StreamEstimator):
     """What surrounds every ``fit``: the number of threads, and scikit-learn's callbacks where it has them.
 
     A callback of ``set_callbacks`` sees the fit as one task and each record of the history as a subtask (the
@@ -84,7 +75,7 @@ class _NetworkEstimator(CallbackSupportMixin, BaseEstimator):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "fit" in cls.__dict__:
-            cls.fit = _surrounded(cls.__dict__["fit"])
+            cls.fit = surrounded(cls.__dict__["fit"])
         if "partial_fit" in cls.__dict__:
             cls.partial_fit = threads_of_a_fit()(cls.__dict__["partial_fit"])
 
@@ -97,40 +88,64 @@ class NetworkClassifier(ClassifierMixin, _NetworkEstimator):
 
     def _check_training_data(self, X: Any, y: Any, sample_weight: Any = None) -> TrainingData:
         """Validate, set ``classes_`` and encode the labels; refuses fewer than two classes."""
+        X, y, sample_weight = self._loaded(X, y, sample_weight)
         X, y = validate_data(self, X, y, dtype=(np.float64, np.float32))
         check_classification_targets(y)
-        self.classes_, codes = np.unique(y, return_inverse=True)
-        if self.classes_.size < 2:
+        self.classes_ = self._check_classes(np.unique(y))
+        return self._training_data(X, y, _weights(sample_weight, X))
+
+    def _check_classes(self, classes: Array) -> Array:
+        if classes.size < 2:
             raise ValueError(
-                f"{type(self).__name__} needs at least two classes, y holds one class: {self.classes_[0]!r}"
+                f"{type(self).__name__} needs at least two classes, y holds one class: {classes[0]!r}"
             )
+        return classes
+
+    def _training_data(self, X: Array, y: Array, weight: Array | None) -> TrainingData:
+        """Training data with the labels ``y``, which are among ``classes_``."""
+        codes = np.searchsorted(self.classes_, y)
         target = np.zeros((X.shape[0], self.classes_.size), dtype=X.dtype)
         target[np.arange(X.shape[0]), codes] = 1
-        return TrainingData(X, target, codes, _weights(sample_weight, X))
+        return TrainingData(X, target, codes, weight)
 
     def decision_function(self, X: Any) -> Array:
         """Scores before the softmax: (n, classes), or (n,) for two classes (positive: ``classes_[1]``)."""
-        scores = self._scores(self._check_rows(X))
-        return scores[:, 1] - scores[:, 0] if self.classes_.size == 2 else scores
+        return self._by_rows(X, self._decisions)
 
     def predict_proba(self, X: Any) -> Array:
         """Class probabilities (n, classes); columns follow ``classes_``."""
-        return softmax(self._scores(self._check_rows(X)), axis=1)
+        return self._by_rows(X, self._probabilities)
 
     def predict(self, X: Any) -> Array:
         """Most probable class of each row, shape (n,)."""
-        best = np.argmax(self._scores(self._check_rows(X)), axis=1)
-        winners: Array = self.classes_[best]
+        return self._by_rows(X, self._labels)
+
+    def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
+        """Accuracy on rows ``X`` with labels ``y``, or on a stream that holds both."""
+        rows = as_stream(X, y, sample_weight)
+        if rows is None:
+            return float(super().score(X, y, sample_weight))
+        return float(self._score_stream(rows, self._judge).mean_x[0])
+
+    def _decisions(self, rows: Array) -> Array:
+        scores = self._scores(rows)
+        return scores[:, 1] - scores[:, 0] if self.classes_.size == 2 else scores
+
+    def _probabilities(self, rows: Array) -> Array:
+        return softmax(self._scores(rows), axis=1)
+
+    def _labels(self, rows: Array) -> Array:
+        winners: Array = self.classes_[np.argmax(self._scores(rows), axis=1)]
         return winners
+
+    def _judge(self, rows: ChunkRows) -> Moments:
+        """Statistics of the hits."""
+        hits = (self._labels(rows.X) == rows.y).astype(np.float64)
+        return moments(hits[:, None], hits, sample_weight=rows.weight)
 
     def _scores(self, rows: Array) -> Array:
         """Scores (n, classes) of checked rows, before the softmax."""
         return self.network_.scores(rows)
-
-    def _check_rows(self, X: Any) -> Array:
-        check_is_fitted(self)
-        rows: Array = validate_data(self, X, dtype=(np.float64, np.float32), reset=False)
-        return rows
 
 
 class NetworkRegressor(RegressorMixin, _NetworkEstimator):
@@ -147,16 +162,38 @@ class NetworkRegressor(RegressorMixin, _NetworkEstimator):
 
     def _check_training_data(self, X: Any, y: Any, sample_weight: Any = None) -> TrainingData:
         """Validate; the target becomes (n, outputs)."""
+        X, y, sample_weight = self._loaded(X, y, sample_weight)
         X, y = validate_data(self, X, y, dtype=(np.float64, np.float32), multi_output=True, y_numeric=True)
+        return self._training_data(X, y, _weights(sample_weight, X))
+
+    def _training_data(self, X: Array, y: Array, weight: Array | None) -> TrainingData:
+        """Training data with numeric targets ``y``."""
         self._one_output = y.ndim == 1
-        target = y.reshape(X.shape[0], -1).astype(X.dtype)
-        return TrainingData(X, target, None, _weights(sample_weight, X))
+        return TrainingData(X, y.reshape(X.shape[0], -1).astype(X.dtype), None, weight)
 
     def predict(self, X: Any) -> Array:
         """Predicted targets, shape (n,) or (n, outputs) as in ``fit``."""
-        check_is_fitted(self)
-        out = self._scores(validate_data(self, X, dtype=(np.float64, np.float32), reset=False))
+        return self._by_rows(X, self._values)
+
+    def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
+        """Mean R2 over the outputs on rows ``X`` with targets ``y``, or on a stream that holds both."""
+        rows = as_stream(X, y, sample_weight)
+        if rows is None:
+            return float(super().score(X, y, sample_weight))
+        found = self._score_stream(rows, self._judge)
+        errors = np.diag(found.gram) + found.weight * found.mean_x**2
+        spread = np.where(found.target_square > 0.0, found.target_square, np.inf)
+        return float(np.mean(np.where(errors > 0.0, 1.0 - errors / spread, 1.0)))
+
+    def _values(self, rows: Array) -> Array:
+        out = self._scores(rows)
         return out[:, 0] if self._one_output else out
+
+    def _judge(self, rows: ChunkRows) -> Moments:
+        """Statistics of the errors (as features) and the targets, float64."""
+        target = np.asarray(rows.y, dtype=np.float64).reshape(rows.X.shape[0], -1)
+        errors = target - self._scores(rows.X)
+        return moments(errors, target, sample_weight=rows.weight, dtype=np.float64)
 
     def _scores(self, rows: Array) -> Array:
         """Outputs (n, outputs) of checked rows."""
@@ -213,92 +250,6 @@ def score_outputs(outputs: Array, data: TrainingData) -> float:
     spread = np.average((target - centre) ** 2, axis=0, weights=data.weight)
     error = np.average((target - outputs) ** 2, axis=0, weights=data.weight)
     return float(np.mean(1.0 - error / np.maximum(spread, np.finfo(np.float64).tiny ** 0.5)))
-
-
-def _surrounded(fit: Callable[..., Any]) -> Callable[..., Any]:
-    """``fit`` with its number of threads, as the root task of scikit-learn's callbacks."""
-
-    @wraps(fit)
-    def surrounded(self: Any, X: Any, y: Any, *args: Any, **kwargs: Any) -> Any:
-        with threads_of_a_fit():
-            root = _root_task(self, X, y)
-            fit(self, X, y, *args, **kwargs)
-            if root is not None:
-                root.call_on_fit_task_end(estimator=self, X=X, y=y, reconstruction_attributes={})
-        return self
-
-    return with_callbacks(surrounded)
-
-
-def _root_task(estimator: Any, X: Any, y: Any) -> Any:
-    """Begun task of scikit-learn's callbacks for a fit, None where there are none."""
-    if not hasattr(estimator, "_init_callback_context"):
-        return None
-    root = estimator._init_callback_context(max_subtasks=None)
-    return root.call_on_fit_task_begin(estimator=estimator, X=X, y=y)
-
-
-class Recorder:
-    """History of one fit: time-stamped records, passed to the callbacks and to the log.
-
-    Parameters
-    ----------
-    name : str
-        Shown in log lines.
-    verbose : int or bool
-        Log each record at INFO level (a handler is the application's business).
-    callback : callable, optional
-        Called with each record; a true return value asks the method to stop.
-    """
-
-    def __init__(self, name: str, verbose: int | bool = False, callback: Callback | None = None) -> None:
-        self.history: list[Record] = []
-        self._name, self._verbose, self._callback = name, verbose, callback
-        self._estimator: Any = None
-        self._wall, self._cpu = time.perf_counter(), time.process_time()
-        if callback is not None and not callable(callback):
-            raise ValueError(f"callback must be callable, got {callback!r}")
-
-    @classmethod
-    def of(cls, estimator: Any) -> Recorder:
-        """Recorder with the estimator's ``verbose`` and ``callback``; its history is ``history_`` at once."""
-        recorder = cls(type(estimator).__name__, estimator.verbose, estimator.callback)
-        recorder._estimator = estimator
-        estimator.history_ = recorder.history
-        return recorder
-
-    def add(self, **facts: Any) -> bool:
-        """Append a record (with ``iteration``, ``time``, ``cpu``); return whether to stop."""
-        record = {
-            "iteration": len(self.history),
-            "time": time.perf_counter() - self._wall,
-            "cpu": time.process_time() - self._cpu,
-            **facts,
-        }
-        self.history.append(record)
-        if self._verbose:
-            parts = (f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in record.items())
-            logger.info("%s %s", self._name, " ".join(parts))
-        stop = bool(self._callback(record)) if self._callback else False
-        return self._tell_scikit_learn() or stop
-
-    def _tell_scikit_learn(self) -> bool:
-        """Begin and end a subtask of the fit; whether a callback of ``set_callbacks`` asks to stop."""
-        root = getattr(self._estimator, "_callback_fit_ctx", None)
-        if root is None:
-            return False
-        task = root.subcontext(task_name="iteration").call_on_fit_task_begin(estimator=self._estimator)
-        return bool(task.call_on_fit_task_end(estimator=self._estimator))
-
-
-def run_interruptible(loop: Callable[[], None], name: str) -> None:
-    """Run a training loop; on Ctrl-C warn and go on with the best network so far, as scikit-learn does."""
-    try:
-        loop()
-    except KeyboardInterrupt:
-        warnings.warn(
-            f"{name} was interrupted: the best network so far is kept", ConvergenceWarning, stacklevel=3
-        )
 
 
 def starting_network(

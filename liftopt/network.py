@@ -224,7 +224,7 @@ class Network:
             If the file is truncated, not a liftopt model, tampered with, or of a newer format.
         """
         data = Path(path).read_bytes()
-        marks = _read_marks(data, path)
+        marks = read_marks(data, path)
         if marks.get("format") != _FORMAT:
             raise ModelFileError(f"{path} is a safetensors file, but not a liftopt network")
         if not marks.get("version", "").isdecimal() or int(marks["version"]) > _VERSION:
@@ -336,7 +336,7 @@ def write_atomically(path: Path, data: bytes) -> None:
         raise
 
 
-def _read_marks(data: bytes, path: object) -> dict[str, str]:
+def read_marks(data: bytes, path: object) -> dict[str, str]:
     """The metadata of a safetensors file, read without touching the arrays."""
     try:
         size = int.from_bytes(data[:8], "little")

@@ -1,0 +1,131 @@
+"""One-sided least squares from passes over the rows, which need not fit in memory.
+
+The problem is that of :mod:`liftopt.solvers.margin`. At a classifier ``(W, b)`` with scores F the rows enter
+through ``R = Y max(1 - Y F, 0)`` by
+
+    loss = sum w |R|^2,    pulled = X'(w R),    totals = sum w R,
+
+which add over chunks (:class:`Pull`). One majorise-minimise round is ridge regression on the dragged targets,
+``W += (gram + alpha I)^-1 (pulled - mean_x totals' - alpha W)``: the Gram matrix is factored once, and a
+round costs one pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from .affine import AffineMap
+from .least_squares import absolute_penalty
+from .linear_system import factor_checked
+from .moments import Moments
+from .result import Callback, Measure, OnLimit, Result, conclude, iterate
+from .validation import Array, as_count, as_scalar
+
+
+class Pull(NamedTuple):
+    """What a pass gives at one classifier: ``loss``, ``pulled`` (d, c), ``totals`` (c,); float64."""
+
+    loss: float
+    pulled: Array
+    totals: Array
+
+
+class _State(NamedTuple):
+    model: AffineMap
+    pull: Pull
+
+
+def pull_of_rows(X: Array, Y: Array, model: AffineMap, sample_weight: Array | None = None) -> Pull:
+    """Statistics of rows ``X`` (m, d) with labels ``Y`` (m, c) of -1 and +1 at ``model``; 4 m d c operations."""
+    scores = X @ model.weight.astype(X.dtype) + model.intercept.astype(X.dtype)
+    missing = np.maximum(1.0 - Y * scores, 0.0)
+    R = Y * missing
+    if sample_weight is not None:
+        R *= sample_weight[:, None].astype(R.dtype)
+    loss = float(np.einsum("ik,ik->", np.abs(R), missing, dtype=np.float64))
+    return Pull(loss, (X.T @ R).astype(np.float64), R.sum(axis=0, dtype=np.float64))
+
+
+def add_pulls(first: Pull, second: Pull) -> Pull:
+    """Statistics of both sets of rows."""
+    return Pull(*(a + b for a, b in zip(first, second, strict=True)))
+
+
+def solve_margin_passes(
+    statistics: Moments,
+    measure: Callable[[AffineMap], Pull],
+    *,
+    alpha: float = 1.0,
+    relative: bool = False,
+    start: AffineMap | None = None,
+    max_iter: int = 100,
+    tol: float = 1e-5,
+    callback: Callback | None = None,
+    on_limit: OnLimit = "warn",
+) -> Result:
+    """One-vs-all linear classifiers with squared hinge loss, one pass over the rows a round.
+
+    Parameters
+    ----------
+    statistics : Moments
+        Of the rows and their labels -1 and +1.
+    measure : callable
+        Makes a pass: the sum of :func:`pull_of_rows` over all rows at a classifier.
+    alpha, relative
+        Penalty, as in :func:`~liftopt.solvers.solve_margin`.
+    start : AffineMap, optional
+        Start; zero by default.
+    max_iter : int
+        Largest number of rounds; there is one pass more.
+    tol : float
+        As in :func:`~liftopt.solvers.solve_margin`.
+    callback : callable, optional
+        Called with each history record; a true return value stops.
+    on_limit : {"warn", "raise", "ignore"}
+        What to do when ``max_iter`` ends the run.
+
+    Returns
+    -------
+    Result
+        ``x`` is an :class:`~liftopt.solvers.AffineMap`. ``info``: ``alpha`` (absolute), ``jitter``.
+
+    Raises
+    ------
+    ValueError
+        If a setting is out of range.
+    """
+    penalty = absolute_penalty(statistics.gram, as_scalar("alpha", alpha, low=0.0), relative)
+    factor = factor_checked(statistics.gram, penalty)
+    scale = float(np.linalg.norm(statistics.cross)) or 1.0
+
+    def gradient(state: _State) -> Array:
+        centred = state.pull.pulled - np.outer(statistics.mean_x, state.pull.totals)
+        return centred - penalty * state.model.weight
+
+    def drag(state: _State) -> _State:
+        change = factor.solve(gradient(state))
+        shift = state.pull.totals / statistics.weight - statistics.mean_x @ change
+        model = AffineMap(state.model.weight + change, state.model.intercept + shift)
+        return _State(model, measure(model))
+
+    def assess(state: _State) -> Measure:
+        balance = float(np.abs(state.pull.totals).max()) / statistics.weight
+        objective = state.pull.loss + penalty * float(np.sum(state.model.weight**2))
+        steepest = float(np.linalg.norm(gradient(state))) / scale
+        return Measure(objective, {"stationarity": max(steepest, balance)})
+
+    d, c = statistics.shape
+    model = AffineMap(np.zeros((d, c)), np.zeros(c)) if start is None else start
+    run = iterate(
+        drag,
+        _State(model, measure(model)),
+        measure=assess,
+        max_iter=as_count("max_iter", max_iter, low=0),
+        tol=as_scalar("tol", tol, low=0.0),
+        callback=callback,
+    )
+    info = {"alpha": penalty, "jitter": factor.jitter}
+    return conclude(run.result(run.state.model, info=info), on_limit)
