@@ -10,7 +10,7 @@ both only set ``network_`` in ``fit``. A classifier's network has one output a c
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -90,11 +90,13 @@ class NetworkClassifier(ClassifierMixin, _NetworkEstimator):
         """Validate, set ``classes_`` and encode the labels; refuses fewer than two classes."""
         X, y, sample_weight = self._loaded(X, y, sample_weight)
         X, y = validate_data(self, X, y, dtype=(np.float64, np.float32))
-        check_classification_targets(y)
-        self.classes_ = self._check_classes(np.unique(y))
+        self.classes_ = self._classes_of(y)
         return self._training_data(X, y, _weights(sample_weight, X))
 
-    def _check_classes(self, classes: Array) -> Array:
+    def _classes_of(self, y: Array) -> Array:
+        """Sorted labels of ``y``, at least two."""
+        check_classification_targets(y)
+        classes: Array = np.unique(y)
         if classes.size < 2:
             raise ValueError(
                 f"{type(self).__name__} needs at least two classes, y holds one class: {classes[0]!r}"

@@ -1,10 +1,10 @@
-"""Checkpoints: the state of a long fit in one file, so that a killed process loses little and changes nothing.
+"""Checkpoints: the state of a long fit in one file, so that a killed process costs little time and no bit.
 
-A state is a tree of dictionaries, lists, numbers, texts, None and arrays. The file is safetensors (arrays) with
-the rest as JSON in its header: reading it executes no code. It is written beside the old one and renamed over
-it, so that at any moment a whole file is there, also when the disk is full. A fit that finds the file of the
-same fit (same data, parameters and version) continues from it, and ends with the network, bit by bit, that it
-would have reached undisturbed.
+A state is a tree of dictionaries, lists, numbers, texts, None, arrays and networks. The file is safetensors
+(arrays) with the rest as JSON in its header: reading it executes no code. It is written beside the old one
+and renamed over it, so that at any moment a whole file is there, also when the disk is full. A fit that finds
+the file of the same fit (same data, parameters and version) goes on from it, and ends with the network, bit
+by bit, that it would have reached undisturbed.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as safetensors_load
 from safetensors.numpy import save as safetensors_save
 
+from liftopt.layers import LAYERS
 from liftopt.network import ModelFileError, Network, read_marks, write_atomically
 
 Array = npt.NDArray[Any]
@@ -77,8 +78,8 @@ class Checkpoint:
         state, owner = read_state(self.path)
         if owner != self._fingerprint:
             raise ValueError(
-                f"checkpoint={str(self.path)!r} holds a fit to other data, with other parameters, or of another "
-                "version of liftopt: give another path, or delete the file to start anew"
+                f"checkpoint={str(self.path)!r} holds another fit: other data, parameters or"
+                " version: give another path, or delete the file to start anew"
             )
         return state
 
@@ -125,7 +126,7 @@ def fingerprint(estimator: Any, *arrays: Array | None) -> str:
     for array in arrays:
         if array is not None:
             digest.update(f"{array.dtype}{array.shape}".encode())
-            digest.update(memoryview(np.ascontiguousarray(array)).cast("B"))
+            digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 
@@ -159,9 +160,12 @@ def _described(value: Any) -> str:
 def _packed(value: Any, arrays: dict[str, Array]) -> Any:
     """``value`` as JSON; arrays go to ``arrays`` and leave their names."""
     if isinstance(value, np.ndarray):
-        name = str(len(arrays))
-        arrays[name] = np.ascontiguousarray(value)
-        return {"array": name}
+        name, columns = str(len(arrays)), value.flags.f_contiguous and not value.flags.c_contiguous
+        arrays[name] = np.ascontiguousarray(value.T if columns else value)
+        return {"array": name, "columns": columns}  # products depend on the order in their last bits
+    if isinstance(value, Network):
+        layers = [[layer.config(), layer.arrays()] for layer in value.layers]
+        return {"network": _packed([layers, value.input_shape, value.metadata], arrays)}
     if isinstance(value, Mapping):
         return {"map": {str(key): _packed(part, arrays) for key, part in value.items()}}
     if isinstance(value, (list, tuple)):
@@ -176,6 +180,11 @@ def _unpacked(value: Any, arrays: Mapping[str, Array]) -> Any:
         return [_unpacked(part, arrays) for part in value]
     if isinstance(value, dict):
         if "array" in value:
-            return arrays[value["array"]]
+            array = arrays[value["array"]].copy()
+            return array.T if value["columns"] else array
+        if "network" in value:
+            layers, shape, metadata = _unpacked(value["network"], arrays)
+            built = [LAYERS[config["kind"]].from_config(config, parts) for config, parts in layers]
+            return Network(built, tuple(shape), metadata)
         return {key: _unpacked(part, arrays) for key, part in value["map"].items()}
     return value

@@ -17,29 +17,31 @@ Zhang, Jiao, Zhang, Li, "Manifold Neural Network With Non-Gradient Optimization"
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.utils import check_random_state
 
 from liftopt.activations import Activation, get_activation
 from liftopt.base import (
     NetworkClassifier,
     NetworkRegressor,
-    Recorder,
     TrainingData,
     check_layer_sizes,
 )
 from liftopt.heads import HEADS, FitPlan, HeadName
 from liftopt.input_map import InputMap, make_input_map
 from liftopt.manifold_cycle import TARGETS, fit_cycle
-from liftopt.manifold_fit import fit_descent
+from liftopt.manifold_fit import FULL_PASS_ROWS, fit_descent
+from liftopt.manifold_stream import Survey, fit_stream, survey
 from liftopt.network import Network
+from liftopt.recording import Recorder
 from liftopt.repair import start_of_blocks
 from liftopt.solvers.result import Callback, Record
 from liftopt.solvers.validation import as_count, as_scalar
+from liftopt.streams import Stream, as_stream
 
 Array = npt.NDArray[Any]
 Backward = Literal["minimum_change", "low_rank", "transpose"]
@@ -61,6 +63,12 @@ class _Manifold:
     history_: list[Record]
     n_iter_: int
     head: HeadName | None
+    # of the classifier or regressor that this is mixed into
+    _check_training_data: Callable[..., TrainingData]
+    _training_data: Callable[..., TrainingData]
+    _classes_of: Callable[[Array], Array]
+    _set_features: Callable[[Stream], None]
+    classes_: Array
 
     def __init__(
         self,
@@ -77,6 +85,7 @@ class _Manifold:
         warm_start: bool = False,
         init: Network | str | None = None,
         random_state: int | np.random.RandomState | None = None,
+        checkpoint: str | os.PathLike[str] | None = None,
         callback: Callback | None = None,
         verbose: bool = False,
     ) -> None:
@@ -92,6 +101,7 @@ class _Manifold:
         self.warm_start = warm_start
         self.init = init
         self.random_state = random_state
+        self.checkpoint = checkpoint
         self.callback = callback
         self.verbose = verbose
 
@@ -114,22 +124,68 @@ class _Manifold:
             as_scalar("validation_fraction", self.validation_fraction, low=0.0, high=0.9),
         )
 
-    def _fit(self, data: TrainingData) -> None:
-        """Train on checked data and set the fitted attributes."""
+    def _fit_any(self, X: Any, y: Any, sample_weight: Any) -> None:
+        """Train on arrays, on a stream that fits in memory, or else on its chunks."""
+        rows = as_stream(X, y, sample_weight)
+        if rows is None or rows.fits_in_memory or rows.n_rows <= FULL_PASS_ROWS:
+            self._fit(self._check_training_data(X, y, sample_weight))
+        elif self.backward != "minimum_change":
+            rows.load_for(f"{type(self).__name__} with backward={self.backward!r}")
+        else:
+            self._fit_stream(rows)
+
+    def _fit_stream(self, rows: Stream) -> None:
+        """Train on the chunks of a stream and set the fitted attributes."""
         plan = self._plan()
-        recorder = Recorder.of(self)
-        random_state = check_random_state(self.random_state)
+        rows.require_target(f"{type(self).__name__}.fit")
+        recorder = Recorder.of(self, *rows.identity())
+        random_state = recorder.random_state()
+        classify = isinstance(self, NetworkClassifier)
+        found, index = survey(rows, classify=classify, random_state=random_state)
+        data = self._survey_data(found)
         if data.weight is not None:
-            data = data.rows(np.flatnonzero(data.weight > 0.0))
+            used = np.flatnonzero(data.weight > 0.0)
+            data, index = data.rows(used), index[used]
+        init, spec = self._start(data, plan, random_state)
+        self.network_, self.n_iter_ = fit_stream(
+            rows, found, data, index, plan, spec, init, recorder, random_state
+        )
+        self._set_features(rows)
+        recorder.close()
+
+    def _survey_data(self, found: Survey) -> TrainingData:
+        """The sampled rows as training data; a classifier learns its classes."""
+        X, y, weight = (
+            None if found.sample[0][i] is None else np.concatenate([part[i] for part in found.sample])
+            for i in range(3)
+        )
+        if found.labels is not None:
+            self.classes_ = self._classes_of(found.labels)
+        return self._training_data(X, y, weight)
+
+    def _start(
+        self, data: TrainingData, plan: FitPlan, random_state: np.random.RandomState
+    ) -> tuple[Network | None, Any]:
+        """Network to start from, and the input map that suits it."""
         start = self.network_ if self.warm_start and hasattr(self, "network_") else self.init
         init = start_of_blocks(start, data, random_state, hidden_layer_sizes=plan.widths)
         # a foreign network needs every component, or unfolding would lose part of its first layer
-        spec = {} if init is not None and self.input_map == "pca" else self.input_map
+        return init, {} if init is not None and self.input_map == "pca" else self.input_map
+
+    def _fit(self, data: TrainingData) -> None:
+        """Train on checked data and set the fitted attributes."""
+        plan = self._plan()
+        recorder = Recorder.of(self, data.X, data.target, data.weight)
+        random_state = recorder.random_state()
+        if data.weight is not None:
+            data = data.rows(np.flatnonzero(data.weight > 0.0))
+        init, spec = self._start(data, plan, random_state)
         input_map = make_input_map(spec, data.X, data.weight, random_state) or InputMap.identity(
             data.X.shape[1]
         )
         fit = fit_descent if self.backward == "minimum_change" else fit_cycle
         self.network_, self.n_iter_ = fit(data, plan, input_map, init, recorder, random_state)
+        recorder.close()
 
 
 class ManifoldClassifier(_Manifold, NetworkClassifier):
@@ -171,6 +227,9 @@ class ManifoldClassifier(_Manifold, NetworkClassifier):
         Network of Dense layers to start from, or the name of a method to fit first.
     random_state : int, RandomState or None
         For the start, the hold-out and the order of the rows.
+    checkpoint : path-like, optional
+        File that keeps the state of the fit; a fit that finds its own there goes on from it, bit by bit as if
+        it had never stopped. Deleted when the fit ends, unless that was by Ctrl-C.
     callback : callable, optional
         Called with the record of each sweep; a true return value stops the run.
     verbose : bool
@@ -222,6 +281,7 @@ class ManifoldClassifier(_Manifold, NetworkClassifier):
         warm_start: bool = False,
         init: Network | str | None = None,
         random_state: int | np.random.RandomState | None = None,
+        checkpoint: str | os.PathLike[str] | None = None,
         callback: Callback | None = None,
         verbose: bool = False,
     ) -> None:
@@ -238,12 +298,13 @@ class ManifoldClassifier(_Manifold, NetworkClassifier):
             warm_start=warm_start,
             init=init,
             random_state=random_state,
+            checkpoint=checkpoint,
             callback=callback,
             verbose=verbose,
         )
         self.head = head
 
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> ManifoldClassifier:
+    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> ManifoldClassifier:
         """Train on ``X`` (n, d) and labels ``y`` (n,), with optional non-negative ``sample_weight`` (n,).
 
         Raises
@@ -251,7 +312,7 @@ class ManifoldClassifier(_Manifold, NetworkClassifier):
         ValueError
             If a parameter is out of range or the data cannot be used.
         """
-        self._fit(self._check_training_data(X, y, sample_weight))
+        self._fit_any(X, y, sample_weight)
         return self
 
 
@@ -272,7 +333,7 @@ class ManifoldRegressor(_Manifold, NetworkRegressor):
 
     head = "ridge"
 
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> ManifoldRegressor:
+    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> ManifoldRegressor:
         """Train on ``X`` (n, d) and ``y`` (n,) or (n, outputs), with optional ``sample_weight`` (n,).
 
         Raises
@@ -280,5 +341,5 @@ class ManifoldRegressor(_Manifold, NetworkRegressor):
         ValueError
             If a parameter is out of range or the data cannot be used.
         """
-        self._fit(self._check_training_data(X, y, sample_weight))
+        self._fit_any(X, y, sample_weight)
         return self

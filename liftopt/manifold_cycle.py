@@ -35,6 +35,7 @@ from sklearn.exceptions import ConvergenceWarning
 
 from liftopt.activations import Activation
 from liftopt.base import Recorder, TrainingData, holdout_split, run_interruptible, score_of
+from liftopt.checkpoint import State
 from liftopt.heads import FitPlan, fit_head, output_layer, target_moments
 from liftopt.input_map import InputMap, fold
 from liftopt.layers import Dense, Layer, Normalize
@@ -157,17 +158,30 @@ class _Cycle:
 
     def run(self) -> None:
         """Epochs until the layers rest, the callback says so, or ``max_iter`` (with a warning)."""
-        for _ in range(self.plan.max_iter or _PAPER_EPOCHS):
+        state = self.recorder.resumed()
+        if state is not None:
+            self.restore(state)
+        while self.n_iter < (self.plan.max_iter or _PAPER_EPOCHS):
             before = self.layers
             self.epoch()
             change = _relative_change(before, self.layers)
             if self.recorder.add(change=change, **{self.key: self.score}) or change <= self.plan.tol:
                 return
+            self.recorder.save(self.state)
         warnings.warn(
             f"the cycle still changed its layers by {change:.1e} in epoch {self.n_iter}: increase max_iter",
             ConvergenceWarning,
             stacklevel=2,
         )
+
+    def state(self) -> State:
+        """What the epochs after this one depend on."""
+        return {"layers": self.layers, "best": self.best, "n_iter": self.n_iter}
+
+    def restore(self, state: State) -> None:
+        """Return to a :meth:`state`."""
+        self.layers = [AffineMap(*layer) for layer in state["layers"]]
+        self.best, self.n_iter = state["best"], state["n_iter"]
 
     def epoch(self) -> None:
         """Head on the present activations, then all hidden layers from the top down."""
@@ -214,7 +228,7 @@ def fit_cycle(
     if init is not None:
         raise ValueError("the published cycle starts at random: a start needs backward='minimum_change'")
     cycle = _Cycle(data, plan, input_map, recorder, random_state)
-    run_interruptible(cycle.run, "the cycle")
+    run_interruptible(cycle.run, "the cycle", recorder)
     if cycle.best is None:
         raise KeyboardInterrupt
     return cycle.best[1], cycle.n_iter

@@ -28,7 +28,7 @@ IEEE TPAMI 45(3), 2023, whose rank-deficient targets the minimum-change targets 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -103,6 +103,14 @@ class HeadStatistics:
         """Other targets for the rows of an :meth:`update` without memory."""
         weighted = A if weight is None else A * weight
         self._cross = (weighted.T @ T).astype(np.float64) / A.shape[0]
+
+    def state(self) -> dict[str, Any]:
+        """Everything that :meth:`update` changes."""
+        return {"gram": self._gram, "cross": self._cross, "mass": self._mass}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Return to a :meth:`state`."""
+        self._gram, self._cross, self._mass = state["gram"], state["cross"], state["mass"]
 
     def solve(self, ridge: float) -> Array:
         """Head ``B`` (width, outputs); the bias row (the last) carries a negligible penalty."""
@@ -224,6 +232,31 @@ class RowBlockDescent:
         self._head = HeadStatistics(self.weights[-1].shape[1] + 1, self.rows.Y.shape[1])
         self.B = None
         self._count = 0
+
+    def state(self) -> dict[str, Any]:
+        """Everything that a sweep changes, penalty included."""
+        return {
+            "weights": self.weights,
+            "momenta": self._momenta,
+            "grams": self._grams,
+            "inverses": self._inverses,
+            "pulls": self._pulls,
+            "active": self._active,
+            "count": self._count,
+            "B": self.B,
+            "step": self.settings.step,
+            "penalty": list(self.penalty),
+            "head": self._head.state(),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Return to a :meth:`state`, whose arrays become its own."""
+        for name in ("weights", "momenta", "grams", "inverses", "pulls"):
+            setattr(self, name if name == "weights" else f"_{name}", state[name])
+        self._active, self._count, self.B = state["active"], state["count"], state["B"]
+        self.settings = replace(self.settings, step=state["step"])
+        self.penalty = Penalty(*state["penalty"])
+        self._head.restore(state["head"])
 
     def _targets(self, F: Array, Y: Array) -> Array:
         return Y * np.maximum(Y * F, 1) if self.one_sided else Y

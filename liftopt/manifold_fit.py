@@ -9,6 +9,7 @@ and the linear model where no sweep beats it; the decision layer is then solved 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from sklearn.exceptions import ConvergenceWarning
 
 from liftopt.activations import Activation, Identity
 from liftopt.base import Recorder, TrainingData, holdout_split, run_interruptible, score_outputs
+from liftopt.checkpoint import State, random_bits, restore_bits
 from liftopt.heads import FitPlan, fit_head, output_layer, target_moments
 from liftopt.input_map import InputMap, fold, unfold
 from liftopt.layers import Dense
@@ -34,14 +36,14 @@ from liftopt.solvers.affine import AffineMap
 
 Array = npt.NDArray[Any]
 
-_FULL_PASS_ROWS = 2000  # up to here a sweep is one exact pass
+FULL_PASS_ROWS = 2000  # up to here a sweep is one exact pass
 _FEW_ROWS = 5000  # up to here sweeps are cheap enough for many of them
 _FULL_STEP, _BLOCK_STEP = 8.0, 4.0  # exact statistics bear a longer step
 _LARGEST_BLOCK, _BLOCK_TO_WIDTH = 500, 2.0
 _HOLD_OUT_FROM = 150  # rows (or sum of weights) below which a hold-out costs more than it tells
-_HOLD_OUT_MOST = 3000  # rows: more would not choose better
+HOLD_OUT_MOST = 3000  # rows: more would not choose better
 _LINEAR_JUDGE_ROWS = 10_000  # enough to see whether the linear model is the better one
-_UNKNOWN_NOISE = 0.5  # share of the target variance, where no row is held out
+UNKNOWN_NOISE = 0.5  # share of the target variance, where no row is held out
 _DECAY_FACTOR = {"regression": 5.0, "classification": 20.0}
 _DECAY_RANGE = {"regression": (1e-5, 3e-2), "classification": (3e-4, 3e-2)}
 _RIDGE_TO_DECAY = 3.0
@@ -93,21 +95,21 @@ def fit_descent(
     """Train on ``data``; return the network, with ``input_map`` folded in, and the number of sweeps."""
     centre, spread = target_moments(data)
     mass = float(data.X.shape[0] if data.weight is None else data.weight.sum())
-    most = _HOLD_OUT_MOST / data.X.shape[0]
+    most = HOLD_OUT_MOST / data.X.shape[0]
     fraction = min(plan.validation_fraction, most) if mass >= _HOLD_OUT_FROM else 0.0
     train, held = holdout_split(data, fraction, random_state)
-    problem = _mapped(data, input_map, centre, spread, train, held)
+    problem = mapped_problem(data, input_map, centre, spread, train, held)
     if init is None:
         activation = plan.activation
         weights = initial_weights(problem.part(train), plan.widths, activation, random_state)
     else:
-        weights, activation = _hidden_weights(unfold(init, input_map), data.X.dtype)
+        weights, activation = hidden_weights(unfold(init, input_map), data.X.dtype)
     if weights:
         search = SweepSearch(problem, weights, activation, plan, recorder, random_state)
-        run_interruptible(search.run, "the descent")
+        run_interruptible(search.run, "the descent", recorder)
         solution = search.solution()
     else:
-        solution = Solution([], None, _penalty(plan, _UNKNOWN_NOISE, problem), 1)
+        solution = Solution([], None, penalty_for(plan, UNKNOWN_NOISE, problem), 1)
     mapped = _assemble(problem, solution, activation, plan, centre, spread)
     return fold(mapped, input_map), solution.n_iter
 
@@ -129,42 +131,69 @@ class SweepSearch:
         own = problem.part(problem.train)
         self.judge = problem.part(problem.held) if problem.held.size else own
         self.judged = problem.data.rows(problem.held if problem.held.size else problem.train)
-        self.noise = _UNKNOWN_NOISE
+        self.noise = UNKNOWN_NOISE
         self.descent = RowBlockDescent(
             own,
             weights,
             activation,
             one_sided=problem.data.codes is not None,
-            block_size=_block_size(own.Z.shape[0], weights[-1].shape[1]),
-            penalty=_penalty(plan, self.noise, problem),
-            settings=DescentSettings(step=_FULL_STEP if own.Z.shape[0] <= _FULL_PASS_ROWS else _BLOCK_STEP),
+            block_size=_block_size(self.n_rows, weights[-1].shape[1]),
+            penalty=penalty_for(plan, self.noise, problem),
+            settings=DescentSettings(step=_FULL_STEP if self.n_rows <= FULL_PASS_ROWS else _BLOCK_STEP),
         )
         self.best = Solution([W.copy() for W in weights], None, self.descent.penalty, 0)
         self.loss = np.inf
-        self.n_iter = 0
+        self.n_iter = self.idle = self.restarts = 0
 
     def run(self) -> None:
         """Sweep until the schedule ends, the held-out loss stops falling, or the callback says so."""
-        rows = self.problem.train.size
-        limit = self.plan.max_iter or _automatic_sweeps(rows)
-        idle = restarts = 0
-        for sweep in range(limit):
-            self.descent.sweep(self.random_state.permutation(rows), partial(_step_scale, sweep, limit))
+        limit = self.plan.max_iter or _automatic_sweeps(self.n_rows)
+        state = self.recorder.resumed()
+        if state is not None:
+            self.restore(state)
+        for sweep in range(self.n_iter, limit):
+            self.pass_over_rows(partial(_step_scale, sweep, limit))
             self.n_iter += 1
             loss = self.descent.loss(*self.judge)
             if not loss <= _DIVERGED * np.clip(self.loss, _NEGLIGIBLE, 1.0):
-                restarts += 1
-                if restarts > _TOLERATED_RESTARTS:
+                self.restarts += 1
+                if self.restarts > _TOLERATED_RESTARTS:
                     warnings.warn("the descent kept diverging", ConvergenceWarning, stacklevel=2)
                     return
                 self.descent.restart(self.best.weights, self.descent.settings.step / 2.0)
                 continue
             stop = self._record(loss)
             falling = 2 * sweep >= limit
-            idle = idle + 1 if falling and loss >= self.loss * (1.0 - self.plan.tol) else 0
+            self.idle = self.idle + 1 if falling and loss >= self.loss * (1.0 - self.plan.tol) else 0
             self._keep(loss)
-            if stop or idle >= self.plan.n_iter_no_change:
+            if stop or self.idle >= self.plan.n_iter_no_change:
                 return
+            self.recorder.save(self.state)
+
+    @property
+    def n_rows(self) -> int:
+        """Number of training rows."""
+        return self.problem.train.size
+
+    def pass_over_rows(self, scale: Callable[[float], float]) -> None:
+        """One sweep of the descent; ``scale`` shrinks the step at a share of it."""
+        self.descent.sweep(self.random_state.permutation(self.n_rows), scale)
+
+    def state(self) -> State:
+        """What the sweeps after this one depend on."""
+        return {
+            "descent": self.descent.state(),
+            "best": {**self.best._asdict(), "penalty": list(self.best.penalty)},
+            "counts": [self.loss, self.noise, self.n_iter, self.idle, self.restarts],
+            "random": random_bits(self.random_state),
+        }
+
+    def restore(self, state: State) -> None:
+        """Return to a :meth:`state`."""
+        self.descent.restore(state["descent"])
+        self.best = Solution(**{**state["best"], "penalty": Penalty(*state["best"]["penalty"])})
+        self.loss, self.noise, self.n_iter, self.idle, self.restarts = state["counts"]
+        restore_bits(self.random_state, state["random"])
 
     def solution(self) -> Solution:
         """Best hidden layers, or those that carry the linear model where it is better on held-out rows."""
@@ -204,12 +233,13 @@ class SweepSearch:
             self.loss, self.best = loss, Solution(weights, self.descent.B, self.descent.penalty, self.n_iter)
         if self.problem.held.size:
             self.noise = min(self.noise, loss)
-            self.descent.penalty = _penalty(self.plan, self.noise, self.problem)
+            self.descent.penalty = penalty_for(self.plan, self.noise, self.problem)
 
 
-def _mapped(
+def mapped_problem(
     data: TrainingData, input_map: InputMap, centre: Array, spread: Array, train: Array, held: Array
 ) -> Problem:
+    """Training problem on mapped inputs, targets -1 and +1 or scaled numbers, and weights of mean one."""
     n = data.X.shape[0]
     Z = np.ones((n, input_map.n_components + 1), dtype=data.X.dtype)
     Z[:, :-1] = input_map.transform(data.X)
@@ -224,7 +254,7 @@ def _mapped(
     return Problem(data, Rows(Z, Y, weight), train, held, mass)
 
 
-def _penalty(plan: FitPlan, noise: float, problem: Problem) -> Penalty:
+def penalty_for(plan: FitPlan, noise: float, problem: Problem) -> Penalty:
     """Ridge terms for residual variance ``noise``, or the one asked for."""
     task = problem.data.task
     decay = plan.alpha
@@ -240,7 +270,7 @@ def _step_scale(sweep: int, limit: int, share: float) -> float:
 
 def _block_size(n: int, width: int) -> int:
     """All rows, or a fortieth of them; never so few that a head of ``width`` inputs follows single blocks."""
-    if n <= _FULL_PASS_ROWS:
+    if n <= FULL_PASS_ROWS:
         return n
     least = int(np.clip(_BLOCK_TO_WIDTH * width, 100, _LARGEST_BLOCK))
     return int(np.clip(n // 40, least, _LARGEST_BLOCK))
@@ -250,7 +280,7 @@ def _automatic_sweeps(n: int) -> int:
     return 60 if n <= _FEW_ROWS else int(np.clip(500_000 // n, 8, 30))
 
 
-def _hidden_weights(network: Network, dtype: npt.DTypeLike) -> tuple[list[Array], Activation]:
+def hidden_weights(network: Network, dtype: npt.DTypeLike) -> tuple[list[Array], Activation]:
     """Hidden layers of ``network`` with the bias as last row, and their common activation."""
     hidden = network.layers[:-1]
     kinds = {str(layer.activation): layer.activation for layer in hidden if isinstance(layer, Dense)}

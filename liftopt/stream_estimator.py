@@ -56,7 +56,7 @@ class StreamEstimator(BaseEstimator):
         name = type(self).__name__
         if rows.n_features != self.n_features_in_:
             raise ValueError(
-                f"X has {rows.n_features} features, but {name} is expecting {self.n_features_in_} features as input"
+                f"X has {rows.n_features} features, but {name} is expecting {self.n_features_in_} features"
             )
         known = getattr(self, "feature_names_in_", None)
         if known is not None and rows.feature_names is not None and tuple(known) != rows.feature_names:
@@ -65,5 +65,3 @@ class StreamEstimator(BaseEstimator):
 
 def _of_chunk(function: Callable[[Array], Array], rows: ChunkRows) -> Array:
     return function(np.asarray(rows.X))
-
-

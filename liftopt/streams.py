@@ -192,7 +192,7 @@ class Stream:
 
     def load(self) -> tuple[Array, Array | None, Array | None]:
         """All rows as arrays: features, targets, weights."""
-        parts = [_OnChunk(_itself)(chunk) for chunk in self.chunks]
+        parts = [load_checked(chunk) for chunk in self.chunks]
         X, y, weight = (
             None if parts[0][i] is None else np.concatenate([np.asarray(part[i]) for part in parts])
             for i in range(3)
@@ -222,12 +222,17 @@ class Stream:
         """Rows drawn without replacement, in their order: features, targets, weights."""
         rng = np.random.default_rng(random_state)
         chosen = np.sort(rng.choice(self.n_rows, min(n_rows, self.n_rows), replace=False))
-        parts = list(self.map(partial(_chosen, chosen)))
+        parts = list(self.map(partial(chosen_rows, chosen)))
         X, y, weight = (
             None if parts[0][i] is None else np.concatenate([part[i] for part in parts]) for i in range(3)
         )
         assert X is not None
         return X, y, weight
+
+    def identity(self) -> tuple[Array, Array]:
+        """Arrays that tell this stream from others: its size, and its first and last row."""
+        ends = [np.asarray(load_checked(self.chunks[i]).X[i]) for i in (0, -1)]
+        return np.array([self.n_rows, self.n_features, len(self.chunks)]), np.stack(ends)
 
     def require_target(self, who: str) -> None:
         """Refuse a stream without targets."""
@@ -436,6 +441,12 @@ class _OnChunk:
             raise ChunkError(f"{chunk}: {error}") from error
 
 
+def load_checked(chunk: Chunk) -> ChunkRows:
+    """Rows of a chunk, all of them finite."""
+    rows: ChunkRows = _OnChunk(_itself)(chunk)
+    return rows
+
+
 def _refuse_bad(name: str, values: Array | None, chunk: Chunk) -> None:
     """Name the first row that holds NaN or infinity."""
     if values is None or values.dtype.kind != "f" or np.isfinite(np.sum(values)):
@@ -456,7 +467,7 @@ def _moments_of(dtype: npt.DTypeLike | None, rows: ChunkRows) -> Moments:
     return moments(rows.X, rows.y, sample_weight=rows.weight, dtype=dtype)
 
 
-def _chosen(index: Array, rows: ChunkRows) -> ChunkRows:
+def chosen_rows(index: Array, rows: ChunkRows) -> ChunkRows:
     """Rows whose global index is in the sorted ``index``."""
     low, high = np.searchsorted(index, [rows.start, rows.start + rows.X.shape[0]])
     own = index[low:high] - rows.start

@@ -17,6 +17,7 @@ from .knots import refine_knots
 from .least_squares import solve_reduced_rank_ridge, solve_ridge, solve_ridge_moments
 from .linear_system import SpdFactor, factor_spd
 from .margin import solve_margin
+from .margin_passes import Pull, add_pulls, pull_of_rows, solve_margin_passes
 from .matching import solve_matching
 from .moments import Moments, moments, moments_of_chunks, row_chunks, tree_reduce
 from .network_search import DiscreteNetwork, search_network
@@ -55,12 +56,14 @@ __all__ = [
     "Measure",
     "Moments",
     "PruningPath",
+    "Pull",
     "Result",
     "RidgePath",
     "Run",
     "SolverError",
     "SpdFactor",
     "Status",
+    "add_pulls",
     "cross_entropy_above",
     "factor_spd",
     "fit_hinging_hyperplanes",
@@ -71,6 +74,7 @@ __all__ = [
     "natural_residual",
     "polar_factor",
     "prune_terms",
+    "pull_of_rows",
     "refine_knots",
     "ridge_path",
     "ridge_path_moments",
@@ -78,6 +82,7 @@ __all__ = [
     "select_hinges",
     "solve_box_qp",
     "solve_margin",
+    "solve_margin_passes",
     "solve_matching",
     "solve_procrustes",
     "solve_quadratic_targets",

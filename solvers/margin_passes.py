@@ -39,7 +39,7 @@ class _State(NamedTuple):
 
 
 def pull_of_rows(X: Array, Y: Array, model: AffineMap, sample_weight: Array | None = None) -> Pull:
-    """Statistics of rows ``X`` (m, d) with labels ``Y`` (m, c) of -1 and +1 at ``model``; 4 m d c operations."""
+    """Statistics of rows ``X`` (m, d), labels ``Y`` (m, c) of -1 and +1, at ``model``; 4 m d c operations."""
     scores = X @ model.weight.astype(X.dtype) + model.intercept.astype(X.dtype)
     missing = np.maximum(1.0 - Y * scores, 0.0)
     R = Y * missing
@@ -51,7 +51,7 @@ def pull_of_rows(X: Array, Y: Array, model: AffineMap, sample_weight: Array | No
 
 def add_pulls(first: Pull, second: Pull) -> Pull:
     """Statistics of both sets of rows."""
-    return Pull(*(a + b for a, b in zip(first, second, strict=True)))
+    return Pull(first.loss + second.loss, first.pulled + second.pulled, first.totals + second.totals)
 
 
 def solve_margin_passes(
