@@ -26,14 +26,13 @@ from liftopt.activations import Activation, Identity, Softmax, get_activation
 from liftopt.layers import Dense
 from liftopt.methods import Task, make_estimator
 from liftopt.network import Network
-from liftopt.recording import CallbackSupportMixin, surrounded
 from liftopt.recording import Recorder as Recorder
+from liftopt.recording import SurroundedFit
 from liftopt.recording import run_interruptible as run_interruptible
 from liftopt.solvers.moments import Moments, moments
 from liftopt.solvers.validation import as_count
 from liftopt.stream_estimator import StreamEstimator
 from liftopt.streams import ChunkRows, as_stream
-from liftopt.threads import threads_of_a_fit
 
 Array = npt.NDArray[Any]
 
@@ -65,22 +64,7 @@ class TrainingData(NamedTuple):
         )
 
 
-class _NetworkEstimator(CallbackSupportMixin, StreamEstimator):
-    """What surrounds every ``fit``: the number of threads, and scikit-learn's callbacks where it has them.
-
-    A callback of ``set_callbacks`` sees the fit as one task and each record of the history as a subtask (the
-    record is ``estimator.history_[-1]``); it ends the training by a true value at the end of a subtask.
-    """
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        if "fit" in cls.__dict__:
-            cls.fit = surrounded(cls.__dict__["fit"])
-        if "partial_fit" in cls.__dict__:
-            cls.partial_fit = threads_of_a_fit()(cls.__dict__["partial_fit"])
-
-
-class NetworkClassifier(ClassifierMixin, _NetworkEstimator):
+class NetworkClassifier(ClassifierMixin, SurroundedFit, StreamEstimator):
     """Prediction from ``network_`` (softmax head) and ``classes_``."""
 
     network_: Network
@@ -150,7 +134,7 @@ class NetworkClassifier(ClassifierMixin, _NetworkEstimator):
         return self.network_.scores(rows)
 
 
-class NetworkRegressor(RegressorMixin, _NetworkEstimator):
+class NetworkRegressor(RegressorMixin, SurroundedFit, StreamEstimator):
     """Prediction from ``network_`` (identity head); several outputs are allowed."""
 
     network_: Network

@@ -228,7 +228,7 @@ class BackpropClassifier(_Backprop, NetworkClassifier):
 
     classes_: Array
 
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> BackpropClassifier:
+    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> BackpropClassifier:
         """Train on ``X`` (n, d) and labels ``y`` (n,).
 
         Raises
@@ -249,7 +249,7 @@ class BackpropRegressor(_Backprop, NetworkRegressor):
     :class:`BackpropClassifier`, without ``classes_``.
     """
 
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> BackpropRegressor:
+    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> BackpropRegressor:
         """Train on ``X`` (n, d) and targets ``y`` (n,) or (n, outputs).
 
         Raises

@@ -16,13 +16,13 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from itertools import chain
 from typing import Any, TypeVar
 
 from joblib import Parallel, cpu_count, delayed
 from joblib.externals.loky.process_executor import BrokenProcessPool, TerminatedWorkerError
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 from liftopt.solvers.moments import tree_reduce
 
@@ -251,7 +251,7 @@ def as_executor(spec: Any) -> Executor:
 
 def run_pinned(task: Callable[..., Value], *items: Any) -> Value:
     """``task`` of ``items`` with one BLAS thread; reading that fails is repeated, missing files are not."""
-    with threadpool_limits(1):
+    with _libraries(len(sys.modules)).limit(limits=1):
         for attempt in range(_RETRIES):
             try:
                 return task(*items)
@@ -260,6 +260,12 @@ def run_pinned(task: Callable[..., Value], *items: Any) -> Value:
             except OSError:
                 time.sleep(0.1 * 2**attempt)
         return task(*items)
+
+
+@lru_cache(maxsize=1)
+def _libraries(modules: int) -> ThreadpoolController:
+    """The numerical libraries loaded with so many modules: looking for them takes milliseconds."""
+    return ThreadpoolController()
 
 
 def _counted(

@@ -181,7 +181,7 @@ class FenchelClassifier(LiftedTraining, NetworkClassifier):
         )
         self.class_weight = class_weight
 
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> FenchelClassifier:
+    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> FenchelClassifier:
         """Train on rows ``X`` (n, features) with labels ``y`` (n,) of any dtype.
 
         Parameters
@@ -288,7 +288,7 @@ class FenchelRegressor(LiftedTraining, NetworkRegressor):
 
     _heads = REGRESSION_HEADS
 
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> FenchelRegressor:
+    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> FenchelRegressor:
         """Train on rows ``X`` (n, features) with targets ``y`` (n,) or (n, outputs).
 
         Parameters

@@ -176,7 +176,7 @@ class HingingHyperplaneRegressor(_HingingEstimator, NetworkRegressor):
     True
     """
 
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> HingingHyperplaneRegressor:
+    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> HingingHyperplaneRegressor:
         """Fit to ``X`` (n, d) and ``y`` (n,) or (n, outputs)."""
         data = self._check_training_data(X, y, sample_weight)
         scaling = self._input_map(data)
@@ -220,7 +220,7 @@ class HingingHyperplaneClassifier(_HingingEstimator, NetworkClassifier):
         Its sweeps.
     """
 
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> HingingHyperplaneClassifier:
+    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> HingingHyperplaneClassifier:
         """Fit to ``X`` (n, d) and labels ``y`` (n,)."""
         data = self._check_training_data(X, y, sample_weight)
         scaling = self._input_map(data)

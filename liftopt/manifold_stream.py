@@ -13,7 +13,7 @@ of their rows, run in this process, and read a chunk at a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -103,9 +103,9 @@ class Features(NamedTuple):
         """Statistics of least squares."""
         return moments_of_chunks(self._blocks(rows))
 
-    def pull(self, model: AffineMap, rows: ChunkRows) -> Pull:
-        """Statistics of the margin head at ``model``."""
-        parts = (pull_of_rows(A, T, model, weight) for A, T, weight in self._blocks(rows))
+    def pulls(self, models: Sequence[AffineMap], rows: ChunkRows) -> list[Pull]:
+        """Statistics of the margin head at each of ``models``."""
+        parts = ([pull_of_rows(A, T, model, w) for model in models] for A, T, w in self._blocks(rows))
         return tree_reduce(add_pulls, parts)
 
     def _blocks(self, rows: ChunkRows) -> Iterator[tuple[Array, Array, Array | None]]:
@@ -292,7 +292,7 @@ class _Head:
             return
         self.start = solve_margin_passes(
             statistics,
-            lambda model: self.stream.reduce(partial(self.features.pull, model), add_pulls),
+            lambda models: self.stream.reduce(partial(self.features.pulls, models), add_pulls),
             alpha=ridge,
             relative=True,
             start=self.start,

@@ -35,7 +35,22 @@ Array = npt.NDArray[Any]
 logger = logging.getLogger("liftopt")
 
 
-def surrounded(fit: Callable[..., Any]) -> Callable[..., Any]:
+class SurroundedFit(CallbackSupportMixin):
+    """What surrounds every ``fit``: the number of threads, and scikit-learn's callbacks where it has them.
+
+    A callback of ``set_callbacks`` sees the fit as one task and each record of the history as a subtask (the
+    record is ``estimator.history_[-1]``); it ends the training by a true value at the end of a subtask.
+    """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "fit" in cls.__dict__:
+            cls.fit = _surrounded(cls.__dict__["fit"])
+        if "partial_fit" in cls.__dict__:
+            cls.partial_fit = threads_of_a_fit()(cls.__dict__["partial_fit"])
+
+
+def _surrounded(fit: Callable[..., Any]) -> Callable[..., Any]:
     """``fit`` with its number of threads, as the root task of scikit-learn's callbacks."""
 
     @wraps(fit)

@@ -252,7 +252,7 @@ class SplineRegressor(_SplineEstimator, NetworkRegressor):
     True
     """
 
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> SplineRegressor:
+    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> SplineRegressor:
         """Fit to ``X`` (n, d) and ``y`` (n,) or (n, outputs)."""
         self._fit_network(self._check_training_data(X, y, sample_weight))
         return self
@@ -329,7 +329,7 @@ class SplineClassifier(_SplineEstimator, NetworkClassifier):
         )
         self.alpha = alpha
 
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> SplineClassifier:
+    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> SplineClassifier:
         """Fit to ``X`` (n, d) and labels ``y`` (n,)."""
         self._fit_network(self._check_training_data(X, y, sample_weight))
         return self

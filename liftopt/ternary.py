@@ -83,7 +83,7 @@ class TernaryClassifier(DiscreteTraining, NetworkClassifier):
 
     classes_: Array
 
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> TernaryClassifier:
+    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> TernaryClassifier:
         """Train on ``X`` (n, d) and labels ``y`` (n,).
 
         Raises
@@ -101,7 +101,7 @@ class TernaryRegressor(DiscreteTraining, NetworkRegressor):
     Parameters and attributes are those of :class:`TernaryClassifier`; ``temperature`` has no effect.
     """
 
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> TernaryRegressor:
+    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> TernaryRegressor:
         """Train on ``X`` (n, d) and targets ``y`` (n,) or (n, outputs).
 
         Raises
