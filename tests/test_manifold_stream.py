@@ -233,14 +233,14 @@ def test_passes_reach_the_margin_solution(margin):
         return tree_reduce(add_pulls, pulls)
 
     statistics = moments(X, Y, sample_weight=weight)
-    expected = solve_margin(X, Y, alpha=3.0, sample_weight=weight, tol=1e-8)
-    found = solve_margin_passes(statistics, measure, alpha=3.0, tol=1e-4, max_iter=500)
+    expected = solve_margin(X, Y, alpha=100.0, sample_weight=weight, tol=1e-8)
+    found = solve_margin_passes(statistics, measure, alpha=100.0, tol=1e-6, max_iter=500)
     assert found.status == Status.OPTIMAL
-    assert found.objective == pytest.approx(expected.objective, rel=1e-4)
-    np.testing.assert_allclose(found.x.weight, expected.x.weight, atol=1e-2)
+    assert found.objective == pytest.approx(expected.objective, rel=1e-8)
+    np.testing.assert_allclose(found.x.weight, expected.x.weight, atol=1e-4)
     objectives = [record["objective"] for record in found.history]
     assert all(later <= earlier * (1 + 1e-12) for earlier, later in pairwise(objectives))
-    started = solve_margin_passes(statistics, measure, alpha=3.0, tol=1e-6, start=expected.x)
+    started = solve_margin_passes(statistics, measure, alpha=100.0, tol=1e-6, start=expected.x)
     assert started.n_iter == 0
     with pytest.warns(UserWarning, match="max_iter"):
-        solve_margin_passes(statistics, measure, alpha=3.0, tol=1e-12, max_iter=2)
+        solve_margin_passes(statistics, measure, alpha=100.0, tol=1e-12, max_iter=2)
