@@ -354,7 +354,8 @@ class Softmax(Activation):
         return (v / v.sum(axis=1, keepdims=True)).astype(np.asarray(y).dtype)
 
 
-ACTIVATIONS: Mapping[str, type[Activation]] = {
+#: Where names are looked up, also on loading: add an activation of your own here.
+ACTIVATIONS: dict[str, type[Activation]] = {
     kind.name: kind
     for kind in (Identity, ReLU, LeakyReLU, ELU, Sigmoid, Tanh, HardSigmoid, SoftThreshold, Softmax)
 }
