@@ -45,8 +45,19 @@ API = {
     "liftopt.solvers": "Block solvers: arrays in, `Result` out",
     "liftopt.data": "Data sets",
     "liftopt.compare": "Comparison",
+    "liftopt.plot": "Displays",
+    "liftopt.repair": "Closed-form repairs",
+    "liftopt.export": "Files of other programs",
+    "liftopt.recipe": "Methods in a row",
 }
-NAMES = {"liftopt.data": ["Dataset", "load"], "liftopt.compare": ["compare", "Comparison", "Run"]}
+NAMES = {
+    "liftopt.data": ["Dataset", "load"],
+    "liftopt.compare": ["compare", "Comparison", "Run"],
+    "liftopt.plot": ["ConvergenceDisplay", "NetworkDisplay", "ComparisonDisplay"],
+    "liftopt.repair": ["refit_head", "as_dense", "fold_row_scaling"],
+    "liftopt.export": ["export_onnx", "export_torch", "load_torch", "onnx_difference"],
+    "liftopt.recipe": ["Recipe", "Stage"],
+}
 
 
 def write_api_pages() -> None:

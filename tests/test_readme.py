@@ -1,6 +1,8 @@
 import re
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from liftopt.cli import main
@@ -23,6 +25,18 @@ def test_python_examples_run(page, tmp_path, monkeypatch):
     for block in blocks:
         exec(compile(block, page, "exec"), namespace)
     assert namespace["model"].score(namespace["X_test"], namespace["y_test"]) > 0.9  # type: ignore[attr-defined]
+
+
+def test_export_examples_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", read("docs/export.md"), flags=re.DOTALL):
+        exec(compile(block, "export.md", "exec"), namespace)
+    expected = namespace["model"].predict_proba(namespace["X"])
+    np.testing.assert_allclose(namespace["probabilities"], expected, atol=1e-5)
+    rows = namespace["torch"].from_numpy(namespace["X"])
+    np.testing.assert_allclose(namespace["module"](rows).detach().numpy(), expected, atol=1e-6)
+    np.testing.assert_array_equal(namespace["again"].predict_proba(namespace["X"]), expected)
 
 
 @pytest.mark.parametrize("page", [*PAGES, "CONTRIBUTING.md"])

@@ -12,7 +12,11 @@ from liftopt.methods import METHODS, make_estimator, method_names
 from liftopt.recipe import Recipe
 
 COMMON: dict[str, Any] = {"hidden_layer_sizes": (8,), "random_state": 0, "max_iter": 8}
-STARTED = [name for name in METHODS if name not in ("spline", "manifold_paper")]
+STARTED = [
+    name
+    for name in METHODS
+    if name != "manifold_paper" and "init" in make_estimator(name, "regression").get_params()
+]
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
@@ -65,7 +69,7 @@ def test_names():
     assert method_names("spline") == ["spline"]
     assert method_names("manifold+ adam") == ["manifold", "adam"]
     for bad in ("", "manifold+", "+adam", "magic+adam"):
-        with pytest.raises(ValueError, match=r"unknown method .*; choose one of spline, manifold"):
+        with pytest.raises(ValueError, match=r"unknown method .*; choose one of spline, "):
             method_names(bad)
     with pytest.raises(ValueError, match="alpha: which method of manifold\\+adam is meant"):
         make_estimator("manifold+adam", "classification", alpha=1.0)
