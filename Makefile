@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 1
 export OPENBLAS_NUM_THREADS ?= 1
 export LIFTOPT_DATA ?= $(wildcard $(abspath ../shared/data))
 
-.PHONY: help install demo test test-all lint format bench bench-quick docs clean
+.PHONY: help install demo test test-all lint format bench bench-quick docs check-release clean
 
 help:
 	@echo "make demo        install, compare every method with Adam on the digits data, write $(REPORT)"
@@ -18,6 +18,7 @@ help:
 	@echo "make bench-quick a short pass over the benchmark scripts"
 	@echo "make bench       every benchmark script; records in benchmarks/results, tables in docs"
 	@echo "make docs        the documentation site in docs/_build/html"
+	@echo "make check-release  sdist and wheel, with each extra and the oldest versions, in empty environments"
 
 install: $(STAMP)
 
@@ -53,6 +54,9 @@ bench-quick: $(STAMP)
 
 docs: $(STAMP)
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
+
+check-release:
+	PYTHON=$(PYTHON) .ci/check-release
 
 clean:
 	rm -rf build dist *.egg-info docs/_build docs/gallery docs/api .mypy_cache .pytest_cache .ruff_cache

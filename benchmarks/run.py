@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
-NOT_BENCHMARKS = {"common", "figures", "run", "tables", "sampling_runs", "ternary_rivals"}
+NOT_BENCHMARKS = {"common", "figures", "losses", "run", "tables", "sampling_runs", "ternary_rivals"}
 
 
 def scripts(names: list[str]) -> list[Path]:
@@ -38,7 +38,7 @@ def main() -> int:
         code = subprocess.run(command, check=False).returncode
         outcome.append((script.stem, code, time.perf_counter() - start))
     if not arguments.quick:
-        for page in ("tables.py", "figures.py"):
+        for page in ("tables.py", "figures.py", "losses.py"):
             subprocess.run([sys.executable, str(FOLDER / page)], check=True)
     print(f"\n{'benchmark':<32}{'seconds':>9}  outcome")
     for name, code, seconds in outcome:

@@ -124,3 +124,28 @@ def test_figures_draw_ternary_networks_at_their_packed_bytes(benchmarks):
     series = figures.accuracy_series(found, "bytes")
     assert [(list(s.x), list(s.y)) for s in series[:2]] == [([10], [99.0]), ([10], [98.0])]
     assert not any(s.x for s in series[2:])
+
+
+def test_losses_are_listed_however_small_and_counted_in_the_profile(benchmarks):
+    losses: Any = benchmarks("losses")
+    pairs = [
+        losses.Pair("one", "ours", "Adam", 90.0, 90.01),
+        losses.Pair("two", "ours", "Adam", 95.0, 90.0),
+        losses.Pair("three", "ours", "trees", 60.0, 70.0),
+    ]
+    text = losses.section("some_claim", pairs)
+    assert "2 of 3 comparisons lost" in text
+    assert text.index("| three | ours | 60.00 | trees | 70.00 | 10.00 |") < text.index("| one | ours |")
+    assert "| two |" not in text
+    (series,) = losses.profile(pairs)
+    assert series.y[0] == pytest.approx(100 / 3)
+    assert series.y[-1] == 100.0
+
+
+def test_every_record_of_the_losses_page_can_be_read(benchmarks):
+    losses: Any = benchmarks("losses")
+    for claim, read in losses.SOURCES.items():
+        record = json.loads((FOLDER / "results" / f"{claim}.json").read_text())
+        pairs = list(read(record))
+        assert pairs
+        assert all(0 <= value <= 100 for pair in pairs for value in (pair.score, pair.rival_score))
