@@ -86,7 +86,7 @@ def factor_checked(gram: Array, alpha: float) -> SpdFactor:
         try:
             lower = cholesky(matrix, lower=True, overwrite_a=True, check_finite=False)
         except np.linalg.LinAlgError:
-            if jitter > 1e-3 * scale:
+            if not jitter <= 1e-3 * scale:  # NaN too
                 raise ValueError(
                     "gram has a negative eigenvalue beyond rounding: it is no Gram matrix"
                 ) from None

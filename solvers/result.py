@@ -101,7 +101,7 @@ class Result:
     time : float
         Wall-clock seconds.
     residuals : mapping of str to float
-        Optimality and feasibility residuals, computed at ``x``.
+        Optimality and feasibility residuals, computed at ``x``: distances, never negative.
     gap : float or None
         Certified upper bound on the distance of ``objective`` from the optimum, where one is known.
     history : tuple of mapping
@@ -122,6 +122,10 @@ class Result:
     history: tuple[Record, ...] = ()
     message: str = ""
     info: Record = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if negative := [name for name, value in self.residuals.items() if value < 0.0]:
+            raise ValueError(f"a residual is a distance, but {', '.join(negative)} is negative")
 
     @property
     def success(self) -> bool:

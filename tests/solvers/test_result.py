@@ -153,3 +153,8 @@ def test_failures_raise_and_limits_follow_the_caller():
 def test_an_unknown_choice_for_limits_is_refused():
     with pytest.raises(ValueError, match="on_limit must be 'warn', 'raise' or 'ignore', got 'shrug'"):
         conclude(Result(0, 0.0, Status.OPTIMAL), "shrug")  # type: ignore[arg-type]
+
+
+def test_a_residual_cannot_be_negative():
+    with pytest.raises(ValueError, match="stationarity is negative"):
+        Result(0.0, 0.0, Status.OPTIMAL, residuals={"stationarity": -1e-9})
