@@ -23,10 +23,12 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 
 from liftopt.activations import Activation, Identity, Softmax
-from liftopt.base import Recorder, TrainingData, run_interruptible, score_outputs
+from liftopt.base import TrainingData, score_outputs
+from liftopt.checkpoint import State, random_bits, restore_bits
 from liftopt.network import Network
+from liftopt.recording import Recorder, run_interruptible
 from liftopt.solvers.validation import as_count, as_scalar
-from liftopt.torch_interop import from_torch, import_torch, to_torch
+from liftopt.torch_interop import as_arrays, as_tensors, from_torch, import_torch, to_torch
 from liftopt.weight_sampling import PeriodicWeightSampler
 
 Optimizer = Literal["adam", "adamw", "momentum", "sgd", "schedule_free"]
@@ -123,7 +125,7 @@ def descend(
         Orders the rows.
     """
     run = _Run(network, data, held_out, settings, recorder, random_state)
-    run_interruptible(run.loop, "back-propagation")
+    run_interruptible(run.loop, "back-propagation", recorder)
     return Descent(run.kept_network(), max(1, run.epoch), run.warning)
 
 
@@ -156,6 +158,9 @@ class _Run:
     def loop(self) -> None:
         """Epochs until the schedule ends or a reason to stop."""
         total = self.settings.max_iter
+        state = self.recorder.resumed()
+        if state is not None:
+            self.restore(state)
         while self.epoch < total:
             loss = self._one_epoch()
             if not math.isfinite(loss) or not all(p.isfinite().all() for p in self.parameters):
@@ -170,12 +175,38 @@ class _Run:
                 self._judge(monitored)
             if self.recorder.add(**facts) or self._has_stalled():
                 break
+            self.recorder.save(self.state)
         else:
             if self.settings.schedule == "constant":
                 self.warning = (
                     f"no plateau within max_iter={total} epochs: increase max_iter or use a schedule"
                 )
         self._combine()
+
+    def state(self) -> State:
+        """What the epochs after this one depend on."""
+        return {
+            "parameters": as_arrays(self._snapshot()),
+            "kept": as_arrays(self.kept),
+            "optimizer": as_arrays(self.optimizer.state_dict()),
+            "sampler": None if self.sampler is None else as_arrays(self.sampler.state_dict()),
+            "counts": [self.epoch, self.best, self.idle],
+            "random": random_bits(self.random_state),
+        }
+
+    def restore(self, state: State) -> None:
+        """Return to a :meth:`state`."""
+        optimizer = as_tensors(self.torch, state["optimizer"])
+        optimizer["state"] = {int(index): entry for index, entry in optimizer["state"].items()}
+        self.optimizer.load_state_dict(optimizer)
+        with self.torch.no_grad():
+            for parameter, value in zip(self.parameters, state["parameters"], strict=True):
+                parameter.copy_(self.torch.from_numpy(value))
+        if self.sampler is not None:
+            self.sampler.load_state_dict(as_tensors(self.torch, state["sampler"]))
+        self.kept = as_tensors(self.torch, state["kept"])
+        self.epoch, self.best, self.idle = state["counts"]
+        restore_bits(self.random_state, state["random"])
 
     def kept_network(self) -> Network:
         """Network of the kept epoch, with the head and the metadata of the first one."""

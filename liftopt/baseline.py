@@ -7,6 +7,7 @@ See :mod:`liftopt.backprop` for the descent itself.
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -14,7 +15,6 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.utils import check_random_state
 
 from liftopt.activations import get_activation
 from liftopt.backprop import Optimizer, Schedule, Settings, descend
@@ -64,6 +64,7 @@ class _Backprop:
         sampling: str | Mapping[str, Any] | None = None,
         init: Network | str | None = None,
         random_state: int | np.random.RandomState | None = None,
+        checkpoint: str | os.PathLike[str] | None = None,
         callback: Callback | None = None,
         verbose: bool = False,
     ) -> None:
@@ -84,6 +85,7 @@ class _Backprop:
         self.sampling = sampling
         self.init = init
         self.random_state = random_state
+        self.checkpoint = checkpoint
         self.callback = callback
         self.verbose = verbose
 
@@ -101,8 +103,8 @@ class _Backprop:
             self.tol,
             self.sampling,
         )
-        random_state = check_random_state(self.random_state)
-        recorder = Recorder.of(self)
+        recorder = Recorder.of(self, data.X, data.target, data.weight)
+        random_state = recorder.random_state()
         if data.weight is not None:
             data = data.rows(np.flatnonzero(data.weight > 0))
         train, held_out = self._split(data, random_state)
@@ -120,6 +122,7 @@ class _Backprop:
         )
         self.network_ = frame.leave(found.network)
         self.n_iter_ = found.n_iter
+        recorder.close()
         if found.warning:
             warnings.warn(f"{type(self).__name__} {found.warning}", ConvergenceWarning, stacklevel=3)
 
@@ -202,6 +205,9 @@ class BackpropClassifier(_Backprop, NetworkClassifier):
         Network to start from (any architecture), or the name of a method to fit first.
     random_state : int, RandomState or None
         For the weights, the hold-out and the order of the rows.
+    checkpoint : path-like, optional
+        File that keeps the state of the fit; a fit that finds its own there goes on from it, bit by bit as if
+        it had never stopped. Deleted when the fit ends, unless that was by Ctrl-C.
     callback : callable, optional
         Called with each epoch's record; a true return value stops the run.
     verbose : bool

@@ -21,7 +21,7 @@ the forward loss on held-out rows is what is watched.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,6 +64,16 @@ class Noise:
 
     def __post_init__(self) -> None:
         self._pools: dict[tuple[int, ...], Array] = {}
+        self._seeds: dict[tuple[int, ...], int] = {}
+
+    def state(self) -> dict[str, Any]:
+        """Strength, and what the pools were drawn from."""
+        return {"strength": self.strength, "seeds": [[*key, seed] for key, seed in self._seeds.items()]}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Return to a :meth:`state`."""
+        self.strength = state["strength"]
+        self._pools, self._seeds = {}, {tuple(key): seed for *key, seed in state["seeds"]}
 
     def jitter(self, Z: Array) -> Array:
         """``Z`` plus noise, a new array."""
@@ -86,7 +96,9 @@ class Noise:
         rows, width = like.shape
         key = (rows, width, int(normal))
         if key not in self._pools:
-            generator = np.random.default_rng(self.random_state.randint(2**31))
+            if key not in self._seeds:
+                self._seeds[key] = int(self.random_state.randint(2**31))
+            generator = np.random.default_rng(self._seeds[key])
             size = (_POOL * rows * width,)
             draw = generator.standard_normal if normal else generator.random
             self._pools[key] = draw(size, dtype=np.float32).astype(like.dtype, copy=False)
@@ -144,6 +156,14 @@ class BlockTrainer:
         for momentum in self._momenta:
             momentum[...] = 0
         self._steps = int(steps)
+
+    def motion(self) -> dict[str, Any]:
+        """What steps carry along beside :meth:`state`: momenta and curvature factors."""
+        return {"momenta": self._momenta, "factors": self._factors}
+
+    def set_motion(self, motion: Mapping[str, Any]) -> None:
+        """Go on with a :meth:`motion`, whose arrays become its own."""
+        self._momenta, self._factors = motion["momenta"], motion["factors"]
 
     def randomise_head(self, random_state: np.random.RandomState) -> None:
         """Weights of the last layer uniform by Glorot's rule, biases zero."""

@@ -161,7 +161,7 @@ def _packed(value: Any, arrays: dict[str, Array]) -> Any:
     """``value`` as JSON; arrays go to ``arrays`` and leave their names."""
     if isinstance(value, np.ndarray):
         name, columns = str(len(arrays)), value.flags.f_contiguous and not value.flags.c_contiguous
-        arrays[name] = np.ascontiguousarray(value.T if columns else value)
+        arrays[name] = np.array(value.T if columns else value, order="C")
         return {"array": name, "columns": columns}  # products depend on the order in their last bits
     if isinstance(value, Network):
         layers = [[layer.config(), layer.arrays()] for layer in value.layers]

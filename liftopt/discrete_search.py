@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special
 
+from liftopt.checkpoint import State, random_bits, restore_bits
 from liftopt.discrete_stages import (
     Stage,
     adjoint,
@@ -118,6 +119,17 @@ class NetworkSearch:
         self.rng = np.random.default_rng(random_state)
         self._linear: SoftmaxSearch | None = None
         self._point: SearchPoint | None = None
+
+    def state(self) -> State:
+        """What the sweeps after this one depend on, beside the stages."""
+        point = None if self._point is None else [self._point.products, self._point.loss]
+        return {"random": random_bits(self.rng), "point": point}
+
+    def restore(self, state: State, stages: list[Stage]) -> None:
+        """Return to a :meth:`state` with the stages of that time."""
+        restore_bits(self.rng, state["random"])
+        if state["point"] is not None:
+            self._point = SearchPoint(DiscreteAffine(stages[-1].weights, stages[-1].bias), *state["point"])
 
     def sweep(self, stages: list[Stage]) -> Sweep:
         """Visit all hidden units, then the head."""

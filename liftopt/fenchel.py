@@ -18,6 +18,7 @@ AISTATS 2020, arXiv 1811.08039.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -96,6 +97,9 @@ class FenchelClassifier(LiftedTraining, NetworkClassifier):
         Monotone mode: threads for parallel weight blocks.
     random_state : int, RandomState or None
         For the weights, the hold-out, the order of the rows and the noise.
+    checkpoint : path-like, optional
+        File that keeps the state of the fit; a fit that finds its own there goes on from it, bit by bit as if
+        it had never stopped. Deleted when the fit ends, unless that was by Ctrl-C.
     callback : callable, optional
         Called with the record of every pass or sweep; a true value stops.
     verbose : bool
@@ -152,6 +156,7 @@ class FenchelClassifier(LiftedTraining, NetworkClassifier):
         init: Network | str | None = None,
         n_jobs: int = 1,
         random_state: int | np.random.RandomState | None = None,
+        checkpoint: str | os.PathLike[str] | None = None,
         callback: Callback | None = None,
         verbose: bool = False,
     ) -> None:
@@ -176,6 +181,7 @@ class FenchelClassifier(LiftedTraining, NetworkClassifier):
             init=init,
             n_jobs=n_jobs,
             random_state=random_state,
+            checkpoint=checkpoint,
             callback=callback,
             verbose=verbose,
         )

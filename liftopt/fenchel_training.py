@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -94,6 +95,7 @@ class LiftedTraining:
         init: Network | str | None = None,
         n_jobs: int = 1,
         random_state: int | np.random.RandomState | None = None,
+        checkpoint: str | os.PathLike[str] | None = None,
         callback: Callback | None = None,
         verbose: bool = False,
     ) -> None:
@@ -117,6 +119,7 @@ class LiftedTraining:
         self.init = init
         self.n_jobs = n_jobs
         self.random_state = random_state
+        self.checkpoint = checkpoint
         self.callback = callback
         self.verbose = verbose
 
@@ -124,8 +127,8 @@ class LiftedTraining:
         """Train on checked data and set the fitted attributes."""
         self._check_parameters()
         self.__dict__.pop("_stream", None)
-        random_state = check_random_state(self.random_state)
-        recorder = Recorder.of(self)
+        recorder = Recorder.of(self, data.X, data.target, data.weight)
+        random_state = recorder.random_state()
         if data.weight is not None:
             data = data.rows(np.flatnonzero(data.weight > 0))
         start = self._given_start(data, random_state)
@@ -138,6 +141,7 @@ class LiftedTraining:
         trained = fit(network, problem, random_state, recorder)
         trained = affine_outputs(trained.astype(data.X.dtype), scale, centre)
         self.network_ = trained if input_map is None else fold(trained, input_map)
+        recorder.close()
 
     def _fit_monotone(
         self, network: Network, data: TrainingData, random_state: np.random.RandomState, recorder: Recorder
@@ -181,12 +185,13 @@ class LiftedTraining:
     ) -> Network:
         """Mini-batch block steps, the best weights on held-out rows."""
         rows, held = self._split(data, random_state)
-        run = self._stochastic_run(network, data, rows, held, random_state, recorder.add)
-        run_interruptible(run.fit, type(self).__name__)
+        run = self._stochastic_run(network, data, rows, held, random_state, recorder)
+        run_interruptible(run.fit, type(self).__name__, recorder)
         scale = self._confidence(
             run.network(network), data.rows(held if held.size else rows), run.trainer.head
         )
-        run_interruptible(run.finish, type(self).__name__)
+        if not recorder.interrupted:
+            run_interruptible(run.finish, type(self).__name__, recorder)
         self.n_iter_ = max(1, run.passes)
         return affine_outputs(run.network(network), scale, np.zeros(1))
 
@@ -197,7 +202,7 @@ class LiftedTraining:
         rows: Array,
         held: Array,
         random_state: np.random.RandomState,
-        report: Callable[..., bool],
+        recorder: Recorder,
     ) -> StochasticRun:
         """Run on the given rows of mapped data, from ``network``."""
         alpha = 0.0 if self.alpha == "auto" else self.alpha
@@ -220,7 +225,7 @@ class LiftedTraining:
             pick(held),
             budget,
             random_state,
-            report,
+            recorder,
             judge=lambda outputs: score_outputs(outputs, unseen),
         )
 
@@ -240,7 +245,9 @@ class LiftedTraining:
         stream = getattr(self, "_stream", None) or self._open_stream(data, random_state)
         problem = mapped(data, stream.input_map, stream.centre, stream.scale)
         rows, none = np.arange(data.X.shape[0]), np.empty(0, dtype=np.intp)
-        run = self._stochastic_run(stream.network, problem, rows, none, random_state, lambda **facts: False)
+        run = self._stochastic_run(
+            stream.network, problem, rows, none, random_state, Recorder(type(self).__name__)
+        )
         run.length = stream.length
         length = run.advance((1 + stream.chunks) ** -0.5, race=stream.chunks == 0)
         inner = run.network(stream.network).astype(data.X.dtype)

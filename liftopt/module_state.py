@@ -33,13 +33,18 @@ def signature(names: Sequence[str], parameters: Sequence[Any]) -> list[tuple[str
 def check_signature(who: str, found: Sequence[Any], known: Sequence[Any]) -> None:
     """Names, shapes and dtypes agree, or the first difference is named."""
     for index in range(max(len(found), len(known))):
-        theirs = tuple(found[index]) if index < len(found) else None
+        theirs = _as_tuples(found[index]) if index < len(found) else None
         ours = tuple(known[index]) if index < len(known) else None
         if theirs != ours:
             raise ValueError(
                 f"{who} has {_describe(theirs)} where this sampler averages {_describe(ours)}: "
                 "one sampler serves one architecture"
             )
+
+
+def _as_tuples(entry: Sequence[Any]) -> tuple[Any, ...]:
+    """``entry`` as it was before a file turned its tuples into lists."""
+    return tuple(tuple(part) if isinstance(part, list) else part for part in entry)
 
 
 def _describe(entry: tuple[Any, ...] | None) -> str:

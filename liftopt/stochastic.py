@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -18,8 +18,10 @@ import numpy.typing as npt
 from sklearn.exceptions import ConvergenceWarning
 
 from liftopt.block_steps import BlockTrainer, Noise
+from liftopt.checkpoint import State, random_bits, restore_bits
 from liftopt.linear_maps import rebuild
 from liftopt.network import Network
+from liftopt.recording import Recorder
 
 Array = npt.NDArray[Any]
 
@@ -70,9 +72,6 @@ class Budget:
     input_noise: float
 
 
-Reporter = Callable[..., bool]
-
-
 class StochasticRun:
     """One training run of a :class:`BlockTrainer` on rows that fit in memory.
 
@@ -86,8 +85,8 @@ class StochasticRun:
         Sizes.
     random_state : RandomState
         Order of rows, noise.
-    report : callable
-        Called with the facts of every pass; a true value stops.
+    recorder : Recorder
+        Gets the facts of every pass, and keeps the state.
     judge : callable
         Score of the outputs for the held-out rows, higher is better.
     """
@@ -99,11 +98,11 @@ class StochasticRun:
         held: Rows,
         budget: Budget,
         random_state: np.random.RandomState,
-        report: Reporter,
+        recorder: Recorder,
         judge: Callable[[Array], float],
     ) -> None:
         self.trainer, self.train, self.held = trainer, train, held
-        self.budget, self.report, self.judge = budget, report, judge
+        self.budget, self.recorder, self.judge = budget, recorder, judge
         self._random = random_state
         self.passes = 0
         self._lowest = np.inf
@@ -118,28 +117,56 @@ class StochasticRun:
 
     def fit(self) -> None:
         """Race, then passes; the best weights on held-out rows are kept."""
-        self._race()
         total = self.budget.max_iter
-        best, highest = self.trainer.state(), -np.inf
-        restarts = 0
-        for done in range(total):
-            self._pass(self.train, _schedule, done / total, (done + 1) / total)
-            self.passes = done + 1
-            if self._failed():
-                restarts += 1
-                self.trainer.restore(best)
-                self.length /= _RACE_FACTOR
-                if restarts > _MAX_RESTARTS:
-                    _warn_diverged()
+        state = self.recorder.resumed()
+        if state is None:
+            self._race()
+            best, highest, restarts = self.trainer.state(), -np.inf, 0
+        else:
+            best, highest, restarts = self.restore(state)
+        try:
+            for done in range(self.passes, total):
+                self._pass(self.train, _schedule, done / total, (done + 1) / total)
+                self.passes = done + 1
+                if self._failed():
+                    restarts += 1
+                    self.trainer.restore(best)
+                    self.length /= _RACE_FACTOR
+                    if restarts > _MAX_RESTARTS:
+                        _warn_diverged()
+                        break
+                    continue
+                facts, score = self._assess()
+                if score >= highest:
+                    best, highest, self._best_pass = self.trainer.state(), score, self.passes
+                if self.recorder.add(**facts, step=self.length):
+                    self._best_pass = 0
                     break
-                continue
-            facts, score = self._assess()
-            if score >= highest:
-                best, highest, self._best_pass = self.trainer.state(), score, self.passes
-            if self.report(**facts, step=self.length):
-                self._best_pass = 0
-                break
-        self.trainer.restore(best)
+                self.recorder.save(partial(self.state, best, highest, restarts))
+        finally:
+            self.trainer.restore(best)
+
+    def state(self, best: list[Array], highest: float, restarts: int) -> State:
+        """What the passes after this one depend on."""
+        return {
+            "weights": self.trainer.state(),
+            "motion": self.trainer.motion(),
+            "noise": self.noise.state(),
+            "best": best,
+            "chosen": [highest, restarts, self._best_pass],
+            "run": [self.passes, self.length, self._lowest, self._last, self._least],
+            "random": random_bits(self._random),
+        }
+
+    def restore(self, state: State) -> tuple[list[Array], float, int]:
+        """Return to a :meth:`state`; its best weights, their score, and the restarts so far."""
+        self.trainer.restore(state["weights"])
+        self.trainer.set_motion(state["motion"])
+        self.noise.restore(state["noise"])
+        self.passes, self.length, self._lowest, self._last, self._least = state["run"]
+        restore_bits(self._random, state["random"])
+        highest, restarts, self._best_pass = state["chosen"]
+        return state["best"], highest, restarts
 
     def finish(self) -> None:
         """A few last passes over all rows, unless none were held out or the run was stopped."""

@@ -57,6 +57,9 @@ class TernaryClassifier(DiscreteTraining, NetworkClassifier):
         Storage of codes: whole bits (ternary: 2), or base-m digits (ternary: 1.6 bits).
     random_state : int, RandomState or None
         For the hold-out, the start, and the orders of the search.
+    checkpoint : path-like, optional
+        File that keeps the state of the layerwise search; a fit that finds its own there goes on from it, bit
+        by bit as if it had never stopped. Deleted when the fit ends, unless that was by Ctrl-C.
     callback : callable, optional
         Called with each sweep's record; a true return value stops the search.
     verbose : bool

@@ -10,14 +10,14 @@ is the published coordinate loop: weights and biases all in C, no scales, random
 
 from __future__ import annotations
 
-import warnings
+import os
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from functools import partial
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 from scipy import special
-from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 
 from liftopt.activations import ReLU, get_activation
@@ -28,9 +28,9 @@ from liftopt.base import (
     holdout_split,
     initial_network,
     run_interruptible,
-    score_outputs,
 )
-from liftopt.discrete_search import NetworkSearch, Objective, network_scores
+from liftopt.discrete_loop import SearchLoop
+from liftopt.discrete_search import Objective
 from liftopt.discrete_stages import Stage, quantise_stages, random_stages, with_numbers
 from liftopt.input_map import InputMap, standardise, unfold
 from liftopt.layers import Dense
@@ -48,15 +48,7 @@ Array = npt.NDArray[Any]
 Algorithm = Literal["layerwise", "literal"]
 
 DEFAULT_START = "manifold"
-_PATIENCE = 3
 _RANGE_RATIO = 4.0
-
-
-class _Best(NamedTuple):
-    """The chosen point so far: validation score (or minus the loss) and its stages."""
-
-    score: float
-    stages: list[Stage]
 
 
 class DiscreteTraining:
@@ -83,6 +75,7 @@ class DiscreteTraining:
         validation_fraction: float = 0.1,
         packing: Packing = "bits",
         random_state: int | np.random.RandomState | None = None,
+        checkpoint: str | os.PathLike[str] | None = None,
         callback: Callback | None = None,
         verbose: bool = False,
     ) -> None:
@@ -100,6 +93,7 @@ class DiscreteTraining:
         self.validation_fraction = validation_fraction
         self.packing = packing
         self.random_state = random_state
+        self.checkpoint = checkpoint
         self.callback = callback
         self.verbose = verbose
 
@@ -108,14 +102,15 @@ class DiscreteTraining:
         values = as_values(self.values)
         as_count("max_iter", self.max_iter)
         tol = as_scalar("tol", self.tol, low=0.0)
-        random_state = check_random_state(self.random_state)
-        recorder = Recorder.of(self)
+        recorder = Recorder.of(self, data.X, data.target, data.weight)
+        random_state = recorder.random_state()
         if self.algorithm == "literal":
             self._fit_literal(data, values, tol, random_state, recorder)
         elif self.algorithm == "layerwise":
             self._fit_layerwise(data, values, tol, random_state, recorder)
         else:
             raise ValueError(f"algorithm must be 'layerwise' or 'literal', got {self.algorithm!r}")
+        recorder.close()
 
     def _fit_layerwise(
         self,
@@ -141,8 +136,11 @@ class DiscreteTraining:
         softness = self._softness(start, train)
         lead, stages = self._discrete_start(start, train, values, int(seeds[0]), softness)
         objective = self._objective(start, train, softness)
-        best = self._search(lead, stages, train, held_out, objective, tol, int(seeds[1]), recorder)
-        stages = [*best.stages[:-1], _sharpened(best.stages[-1], softness or 1.0)]
+        loop = SearchLoop(lead, stages, train, held_out, objective, recorder, tol=tol, seed=int(seeds[1]))
+        name = type(self).__name__
+        run_interruptible(partial(loop.run, self.max_iter, name), name, recorder)
+        self.n_iter_, best = loop.n_iter, loop.best.stages
+        stages = [*best[:-1], _sharpened(best[-1], softness or 1.0)]
         self.network_ = _packed_network(lead, stages, self._input_shape(data), input_map, self.packing)
 
     def _float_start(self, train: TrainingData, random_state: np.random.RandomState) -> Network | None:
@@ -207,59 +205,6 @@ class DiscreteTraining:
             return Objective(train.target, train.weight)
         soft = special.softmax(start.scores(train.X) / softness, axis=1)
         return Objective(soft.astype(train.X.dtype), train.weight)
-
-    def _search(
-        self,
-        lead: list[Any],
-        stages: list[Stage],
-        train: TrainingData,
-        held_out: TrainingData,
-        objective: Objective,
-        tol: float,
-        seed: int,
-        recorder: Recorder,
-    ) -> _Best:
-        """Sweep until nothing changes, the score stops improving, or the budget ends; keep the best."""
-        mass = train.X.shape[0] if train.weight is None else float(train.weight.sum())
-        X = train.X
-        for step in lead:
-            X = step(X)
-        search = NetworkSearch(X, objective, tol * mass, seed)
-
-        def score(current: list[Stage], loss: float) -> float:
-            if held_out.X.shape[0] == 0:
-                return -loss
-            return score_outputs(network_scores(lead, current, held_out.X), held_out)
-
-        loss = objective.value(network_scores([], stages, X))
-        best = _Best(score(stages, loss), stages)
-        recorder.add(loss=loss / mass, validation_score=best.score, changes=0)
-        self.n_iter_, idle, converged = 0, 0, loss <= tol * mass
-
-        def loop() -> None:
-            nonlocal best, stages, idle, converged
-            while self.n_iter_ < self.max_iter and not converged:
-                sweep = search.sweep(stages)
-                stages = sweep.stages
-                self.n_iter_ += 1
-                reached = score(stages, sweep.loss)
-                idle = 0 if reached > best.score else idle + 1
-                best = _Best(reached, stages) if reached >= best.score else best
-                # no change can gain more than the loss itself
-                converged = sweep.changes == 0 or idle >= _PATIENCE or sweep.loss <= tol * mass
-                facts = {"loss": sweep.loss / mass, "validation_score": reached, "changes": sweep.changes}
-                if recorder.add(**facts):
-                    return
-            if not converged:
-                warnings.warn(
-                    f"{type(self).__name__}: weights still changed in the last of {self.max_iter} sweeps; "
-                    "increase max_iter or tol",
-                    ConvergenceWarning,
-                    stacklevel=6,
-                )
-
-        run_interruptible(loop, type(self).__name__)
-        return best
 
     def _fit_literal(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -226,3 +226,21 @@ def _bias_of(part: Any, width: int, like: npt.NDArray[Any]) -> npt.NDArray[Any]:
     if part.bias is None:
         return np.zeros(width, dtype=like.dtype)
     return part.bias.detach().cpu().numpy().copy()
+
+
+def as_arrays(tree: Any) -> Any:
+    """A tree of dictionaries and sequences with arrays in place of its tensors."""
+    if isinstance(tree, Mapping):
+        return {key: as_arrays(part) for key, part in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return [as_arrays(part) for part in tree]
+    return tree.detach().cpu().numpy() if hasattr(tree, "detach") else tree
+
+
+def as_tensors(torch: Any, tree: Any) -> Any:
+    """Inverse of :func:`as_arrays`."""
+    if isinstance(tree, Mapping):
+        return {key: as_tensors(torch, part) for key, part in tree.items()}
+    if isinstance(tree, list):
+        return [as_tensors(torch, part) for part in tree]
+    return torch.from_numpy(tree) if isinstance(tree, np.ndarray) else tree

@@ -12,6 +12,7 @@ from liftopt.layers import AvgPool2d, Conv2d, Dense, Flatten
 from liftopt.linear_maps import channels_last, linear_maps, rebuild
 from liftopt.losses import CrossEntropy, Squared
 from liftopt.network import Network, dense_network
+from liftopt.recording import Recorder
 from liftopt.stochastic import Budget, Rows, StochasticRun
 
 
@@ -126,18 +127,18 @@ def trained(rng_seed, step, max_iter=6, **changes):
     target = np.eye(3, dtype=np.float32)[codes]
     trainer = BlockTrainer(linear_maps(network(rng, (6, 30, 3))), CrossEntropy(), 0.2, np.float32)
     budget = Budget(step, 20, max_iter, 0.1, 0.1)
-    records = []
+    recorder = Recorder("run")
     run = StochasticRun(
         trainer,
         Rows(Z[:400], target[:400]),
         Rows(Z[400:], target[400:]),
         budget,
         np.random.RandomState(rng_seed),
-        lambda **facts: bool(records.append(facts)),  # type: ignore[func-returns-value]
+        recorder,
         judge=lambda outputs: float(np.mean(outputs.argmax(axis=1) == codes[400:])),
     )
     run.fit()
-    return trainer, run, records
+    return trainer, run, recorder.history
 
 
 def test_run_is_reproducible_and_learns():

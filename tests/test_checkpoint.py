@@ -141,8 +141,13 @@ def test_fingerprints_tell_fits_apart(rng):
 
 
 FITS = {
-    "manifold": "ManifoldClassifier((12, 8), random_state=0, max_iter=20, **more)",
-    "cycle": "ManifoldClassifier((12,), random_state=0, **{**PAPER, 'max_iter': 6}, **more)",
+    "manifold": "ManifoldClassifier((12, 8), max_iter=20, ",
+    "cycle": "ManifoldClassifier((12,), **{**PAPER, 'max_iter': 6}, ",
+    "stochastic": "FenchelClassifier(hidden_layer_sizes=(12, 8), mode='stochastic', max_iter=8, ",
+    "adam": "BackpropClassifier(hidden_layer_sizes=(8,), max_iter=7, early_stopping=True, ",
+    "refine": "BackpropClassifier(hidden_layer_sizes=(8,), max_iter=7, sampling='momentum', ",
+    "ternary": "TernaryClassifier(hidden_layer_sizes=(8,), tol=0.0, max_iter=6, ",
+    "ternary_linear": "TernaryClassifier(hidden_layer_sizes=(), tol=0.0, values=[-2, -1, 0, 1, 2], ",
 }
 IMPORTS = """
 from liftopt import *
@@ -154,7 +159,7 @@ from sklearn.datasets import load_iris
 seen = []
 def stop(record):
     seen.append(record)
-    if len(seen) == 4:
+    if len(seen) == 3:
         os.kill(os.getpid(), signal.SIGKILL)
 more = {"checkpoint": "c", "callback": stop}
 """
@@ -163,7 +168,8 @@ more = {"checkpoint": "c", "callback": stop}
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 @pytest.mark.parametrize("method", FITS)
 def test_a_killed_fit_ends_with_the_same_network(method, tmp_path):
-    code = f"{IMPORTS}{KILLED}{FITS[method]}.fit(*load_iris(return_X_y=True))"
+    call = f"{FITS[method]}random_state=0, **more)"
+    code = f"{IMPORTS}{KILLED}{call}.fit(*load_iris(return_X_y=True))"
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=False)
     assert done.returncode == -signal.SIGKILL
@@ -172,8 +178,8 @@ def test_a_killed_fit_ends_with_the_same_network(method, tmp_path):
     names: dict[str, object] = {}
     exec(IMPORTS, names)
     X, y = load_iris(return_X_y=True)
-    resumed = eval(FITS[method], names | {"more": {"checkpoint": path}}).fit(X, y)
-    expected = eval(FITS[method], names | {"more": {}}).fit(X, y)
+    resumed = eval(call, names | {"more": {"checkpoint": path}}).fit(X, y)
+    expected = eval(call, names | {"more": {}}).fit(X, y)
     assert not path.exists()
     assert len(resumed.history_) == len(expected.history_)
     assert same_network(resumed.network_, expected.network_)
