@@ -1,0 +1,215 @@
+"""Executors: two processes against one, killed workers, and the cost of dask on small data.
+
+Claims: 1.8 times the speed with two single-threaded processes on a compute-bound chunk map; the bits of the
+undisturbed run when a worker is killed twice, and no more than its own chunks computed again; the automatic
+choice leaves small data in this process. The cost model of ``docs/distributed.md`` is checked against them
+on one and two workers.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from common import measure, median_iqr, parse_arguments, write_record  # isort: skip
+
+import numpy as np
+from distributed import Client, LocalCluster
+
+from liftopt import stream
+from liftopt.executor import AutoExecutor, DaskExecutor, Executor, JoblibExecutor, SerialExecutor
+from liftopt.solvers import Moments
+from liftopt.streams import ChunkRows, Stream
+
+FEATURES = 512
+SEED = 0
+REPEATS = 5
+NOTES = [
+    "One BLAS thread a process, two cores; wall seconds, median of the repeats, orders alternated.",
+    "Statistics pass: float32 moments of 512 features and one target from memory-mapped files.",
+    "Model: seconds of the serial pass / workers + seconds a chunk * chunks + merges of d^2 float64 numbers. "
+    "The seconds a chunk are measured on empty tasks, the rate of a serial pass on the serial executor.",
+    "Equal bits: the Gram matrix of every run against that of the serial one.",
+]
+
+SMALL_NOTES = ["Arrays in memory, float64, 32 features, about 20 chunks; a cluster of two workers is there."]
+KILL_NOTES = ["SIGKILL after the first and after the second wave of chunks; dask restarts the workers."]
+
+
+def write_rows(folder: Path, count: int) -> None:
+    """Features and targets in two files."""
+    rng = np.random.default_rng(SEED)
+    X = np.lib.format.open_memmap(folder / "X.npy", "w+", np.float32, (count, FEATURES))
+    for start in range(0, count, 50_000):
+        X[start : start + 50_000] = rng.standard_normal((min(50_000, count - start), FEATURES), np.float32)
+    np.save(folder / "y.npy", np.asarray(X[:, 0] + X[:, 1]))
+
+
+def rows_of(folder: Path, executor: Executor, chunk_rows: int, callback: Any = None) -> Stream:
+    """The files in chunks of so many rows."""
+    limit = 16 * chunk_rows * FEATURES * 4
+    files = folder / "X.npy", folder / "y.npy"
+    return stream(*files, memory_limit=limit, executor=executor, callback=callback)
+
+
+def nothing(item: int) -> int:
+    """Task without work."""
+    return item
+
+
+def logged(folder: str, rows: ChunkRows) -> Moments:
+    """Statistics of a chunk, leaving a line in this process's file."""
+    from liftopt.solvers import moments
+
+    with open(os.path.join(folder, str(os.getpid())), "a") as log:
+        log.write(f"{rows.start}\n")
+    return moments(rows.X, np.asarray(rows.y))
+
+
+def scaling(folder: Path, cases: dict[str, Executor], chunk_rows: int, repeats: int) -> list[dict[str, Any]]:
+    """Wall seconds of the statistics pass by each executor, and whether the bits agree."""
+    streams = {name: rows_of(folder, executor, chunk_rows) for name, executor in cases.items()}
+    expected = streams["serial"].moments().gram.tobytes()
+    walls: dict[str, list[float]] = {name: [] for name in cases}
+    same = dict.fromkeys(cases, True)
+    for repeat in range(repeats + 1):  # the first round warms workers and page cache
+        names = list(cases) if repeat % 2 else list(cases)[::-1]
+        for name in names:
+            found = measure(streams[name].moments)
+            same[name] &= found.value.gram.tobytes() == expected
+            if repeat:
+                walls[name].append(found.wall)
+    empty = {name: overhead(executor) for name, executor in cases.items()}
+    serial, chunks = median_iqr(walls["serial"])[0], len(streams["serial"].chunks)
+    return [
+        {
+            "executor": name,
+            "rows": streams[name].n_rows,
+            "chunks": chunks,
+            "wall_s": median_iqr(walls[name])[0],
+            "iqr_s": median_iqr(walls[name])[1],
+            "speed_up": serial / median_iqr(walls[name])[0],
+            "modelled_s": serial / workers_of(name) + chunks * empty[name],
+            "seconds_a_chunk": empty[name],
+            "same_bits": same[name],
+        }
+        for name in cases
+    ]
+
+
+def overhead(executor: Executor) -> float:
+    """Wall seconds an item of a map that does nothing."""
+    items = list(range(200))
+    list(executor.map(nothing, items))
+    return min(measure(lambda: list(executor.map(nothing, items))).wall for _ in range(3)) / len(items)
+
+
+def workers_of(name: str) -> int:
+    """Number of workers in a case's name."""
+    return int(name.split()[1]) if " " in name else 1
+
+
+def kills(folder: Path, chunk_rows: int) -> dict[str, Any]:
+    """A pass with two workers of which each is killed once, against the undisturbed one."""
+    expected = rows_of(folder, SerialExecutor(), chunk_rows).moments()
+    killed: list[int] = []
+    with cluster(2) as client, tempfile.TemporaryDirectory() as logs:
+        pids = list(client.run(os.getpid).values())
+
+        def kill(progress: dict[str, Any]) -> None:
+            """After each of the first two waves; the next one is running then."""
+            if len(killed) < 2:
+                killed.append(pids[len(killed)])
+                os.kill(killed[-1], signal.SIGKILL)
+
+        data = rows_of(folder, DaskExecutor(client), chunk_rows, kill)
+        found = measure(lambda: data.reduce(partial(logged, logs), Moments.__add__))
+        runs = {int(path.name): path.read_text().split() for path in Path(logs).iterdir()}
+        client.wait_for_workers(2)
+        calm = measure(rows_of(folder, DaskExecutor(client), chunk_rows).moments)
+    times = Counter(start for own in runs.values() for start in own)
+    lost = {start for pid in killed for start in runs.get(pid, [])}
+    return {
+        "chunks": len(data.chunks),
+        "killed_workers": len(killed),
+        "chunks_run_by_killed_workers": len(lost),
+        "chunks_run_again": sum(times.values()) - len(times),
+        "only_lost_ones_run_again": {start for start, n in times.items() if n > 1} <= lost,
+        "same_bits": found.value.gram.tobytes() == expected.gram.tobytes(),
+        "wall_s": found.wall,
+        "wall_without_kill_s": calm.wall,
+    }
+
+
+def small_data(client: Any, repeats: int) -> list[dict[str, Any]]:
+    """Wall seconds of a pass over little data by executor, and what the automatic choice takes."""
+    rng = np.random.default_rng(SEED)
+    found = []
+    for count in (2_000, 20_000, 200_000):
+        X = rng.standard_normal((count, 32))
+        cases = {"serial": SerialExecutor(), "dask 2": DaskExecutor(client), "auto": AutoExecutor()}
+        walls = {}
+        for name, executor in cases.items():
+            data = stream(X, X[:, 0], memory_limit=16 * 32 * 8 * max(count // 20, 100), executor=executor)
+            data.moments()
+            walls[name] = median_iqr([measure(data.moments).wall for _ in range(repeats)])[0]
+        found.append({"rows": count, **{f"{name} s": wall for name, wall in walls.items()}})
+    return found
+
+
+@contextmanager
+def cluster(workers: int) -> Iterator[Any]:
+    """Client of single-threaded local workers."""
+    with (
+        LocalCluster(
+            n_workers=workers, threads_per_worker=1, dashboard_address=":0", silence_logs=50
+        ) as local,
+        Client(local) as client,
+    ):
+        yield client
+
+
+def table(title: str, rows: list[dict[str, Any]], notes: list[str]) -> dict[str, Any]:
+    """Table of records with equal keys."""
+    columns = [name.replace("_", " ") for name in rows[0]]
+    return {"title": title, "columns": columns, "rows": [list(row.values()) for row in rows], "notes": notes}
+
+
+def main() -> None:
+    """Run the three parts, record."""
+    quick = parse_arguments(__doc__).quick
+    repeats, count, chunk_rows = (1, 64_000, 2_000) if quick else (REPEATS, 512_000, 8_000)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_rows(folder, count)
+        with cluster(1) as one, cluster(2) as two:
+            cases: dict[str, Executor] = {
+                "serial": SerialExecutor(),
+                "joblib 1": JoblibExecutor(1),
+                "joblib 2": JoblibExecutor(2),
+                "dask 1": DaskExecutor(one),
+                "dask 2": DaskExecutor(two),
+            }
+            scaled = scaling(folder, cases, chunk_rows, repeats)
+            small = small_data(two, repeats)
+        killed = kills(folder, chunk_rows)
+    for row in (*scaled, *small, killed):
+        print(row)
+    tables = [
+        table("Executors: statistics pass on one and two workers, measured and modelled", scaled, NOTES),
+        table("Executors: small data, seconds a pass", small, SMALL_NOTES),
+        table("Executors: two workers, each killed once in the middle of a pass", [killed], KILL_NOTES),
+    ]
+    payload = {"seeds": [SEED], "scaling": scaled, "small": small, "kills": killed, "table": tables}
+    write_record("executors", payload, quick=quick)
+
+
+if __name__ == "__main__":
+    main()
