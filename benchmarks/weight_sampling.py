@@ -289,11 +289,12 @@ def put_back_verdict(curves: Mapping[str, np.ndarray]) -> dict[str, Any]:
 def overhead(small: bool) -> list[dict[str, Any]]:
     """CPU time of sampling as a share of a training step, on networks alone, and copies held."""
     found = []
+    long: dict[str, Any] = {"noise": 0.0, "schedule": "constant", "rows": 300 * BATCH}
     cases_ = [
-        Case("mnist", 0.0, "adam", "constant"),
-        Case("mnist", 0.0, "adam", "constant", "raw"),
-        Case("mnist", 0.0, "momentum", "constant", "raw"),
-        Case("mnist", 0.0, "adam", "constant", "lenet"),
+        Case("mnist", optimizer="adam", **long),
+        Case("mnist", optimizer="adam", model="raw", **long),
+        Case("mnist", optimizer="momentum", model="raw", **long),
+        Case("mnist", optimizer="adam", model="lenet", **long),
     ]
     for case in cases_[:1] if small else cases_:
         for period, every in ((100, None), (100, 1)):
