@@ -27,8 +27,6 @@ VALIDATION, HELD_OUT = 1000, 1000  # rows that measure, and rows that choose coe
 COMPONENTS = 100
 POOL = 50_000  # training rows that seeds draw from
 
-torch.set_num_threads(1)
-
 
 @dataclass(frozen=True)
 class Case:

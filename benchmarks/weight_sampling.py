@@ -19,8 +19,23 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from common import measure, parse_arguments, write_record
-from sampling_runs import BATCH, EPOCHS, PERIODS, WALK, Case, Run, ensemble, evaluate, quick, rows_of, run
+from sampling_runs import (
+    BATCH,
+    EPOCHS,
+    PERIODS,
+    WALK,
+    Case,
+    Run,
+    batches,
+    ensemble,
+    evaluate,
+    make_optimizer,
+    quick,
+    rows_of,
+    run,
+)
 
 from liftopt import PeriodicWeightSampler, mix_weights
 
@@ -305,9 +320,6 @@ def overhead(small: bool) -> list[dict[str, Any]]:
 
 def overhead_of(case: Case, period: int, every: int | None, repeats: int) -> dict[str, Any]:
     """Median over repeats of the time in ``sampler.step`` over that of the steps themselves."""
-    import torch
-    from sampling_runs import batches, make_optimizer
-
     model = ensemble(case, [0])
     optimizer = make_optimizer(case.optimizer, model, 1e-3)
     sampler = PeriodicWeightSampler(model, period=period, every=every)
@@ -339,6 +351,7 @@ def overhead_of(case: Case, period: int, every: int | None, repeats: int) -> dic
 def main() -> None:
     """Run case by case; the record is written after each."""
     small = parse_arguments(__doc__).quick
+    torch.set_num_threads(1)
     found: list[dict[str, Any]] = []
     schedule_free: dict[Any, Any] = {}
     costs = overhead(small)
@@ -373,7 +386,8 @@ RATIO_NOTES = [
     "Steps until the published weights reach the mean validation loss of the plain optimiser's last fifth, "
     "over the steps that the plain optimiser itself needs for it: geometric mean over 10 paired seeds. A "
     "mark (n) counts seeds that never reach it, taken at the whole budget.",
-    "best: the option of the sampler with the least ratio; controls to its right.",
+    "best: the option of the sampler with the least ratio; controls to its right. Combined weights were "
+    "formed after every second epoch only, so that their steps are upper bounds.",
 ]
 FINAL_NOTES = ["Mean over 10 paired seeds after the last step; labels of these rows carry no noise."]
 VOLATILE_NOTES = [

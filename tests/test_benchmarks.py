@@ -149,3 +149,46 @@ def test_every_record_of_the_losses_page_can_be_read(benchmarks):
         pairs = list(read(record))
         assert pairs
         assert all(0 <= value <= 100 for pair in pairs for value in (pair.score, pair.rival_score))
+
+
+def test_figures_draw_sampling_curves_where_a_variant_exists(benchmarks):
+    figures: Any = benchmarks("figures")
+    variants = {name: {"mean_curve": [None, 0.5]} for name in figures.VARIANTS}
+    series = figures.loss_series({"variants": variants})
+    assert [(list(one.x), list(one.y)) for one in series] == [([100.0], [0.5])] * len(variants)
+
+
+def test_sampling_study_compares_with_the_plain_optimiser_seed_by_seed(benchmarks):
+    study: Any = benchmarks("weight_sampling")
+    plain = np.array([[4.0, 3.0, 2.0, 1.0, 1.0, 1.0], [8.0, 6.0, 4.0, 2.0, 2.0, 2.0]])
+    quicker = np.array([[1.0, 1.0, 1.0, 1.0, 1.0, 0.5], [9.0, 2.0, 2.0, 2.0, 2.0, 1.5]])
+    found = study.summary(quicker, plain, None)
+    assert found["ratio"] == pytest.approx(np.sqrt(1 / 4 * 2 / 4))
+    assert found["share_of_budget"] == pytest.approx(np.mean([1 / 6, 2 / 6]))
+    assert found["gain"] == pytest.approx(0.5)
+    assert found["not_reached"] == 0
+    assert study.summary(plain + 1, plain, None)["not_reached"] == 2
+    assert study.detrended(np.array([1.0, 2.0, 3.0])) == pytest.approx(0.0, abs=1e-12)
+    curves = {
+        "put back": plain,
+        "last: period mean": plain + np.array([[0.5], [0.6]]),
+        "rate x centroid: period mean": plain - np.array([[0.1], [-0.1]]),
+    }
+    verdicts = {name: found["verdict"] for name, found in study.put_back_verdict(curves).items()}
+    assert verdicts == {"same average": "wins", "rate x centroid": "level"}
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam"])
+def test_members_of_an_ensemble_train_as_they_would_alone(benchmarks, monkeypatch, rng, optimizer):
+    runs: Any = benchmarks("sampling_runs")
+    import torch
+
+    X, y = torch.from_numpy(rng.normal(size=(300, 5)).astype(np.float32)), torch.arange(300) % 10
+    parts = {name: (X, y) for name in ("validation", "held_out", "test")}
+    monkeypatch.setitem(runs._CACHE, ("mnist", "mlp"), runs.Rows(X, y, parts))
+    monkeypatch.setattr(runs, "POOL", 300)
+    monkeypatch.setattr(runs, "BATCH", 16)
+    case = runs.Case("mnist", 0.1, optimizer, "cosine", rows=96)
+    together = runs.run(case, [3, 4], 0.01, {"reinsert": True}, label="put back")
+    alone = runs.run(case, [4], 0.01, {"reinsert": True}, label="put back")
+    np.testing.assert_allclose(together.curve("put back")[1], alone.curve("put back")[0], rtol=1e-5)
