@@ -209,8 +209,7 @@ class FenchelClassifier(LiftedTraining, NetworkClassifier):
         ValueError
             If a parameter is out of range or the data cannot be used.
         """
-        data = self._check_training_data(X, y, sample_weight)
-        self._fit(self._class_weighted(data))
+        self._fit_any(X, y, sample_weight)
         return self
 
     def partial_fit(
@@ -314,7 +313,7 @@ class FenchelRegressor(LiftedTraining, NetworkRegressor):
         ValueError
             If a parameter is out of range or the data cannot be used.
         """
-        self._fit(self._check_training_data(X, y, sample_weight))
+        self._fit_any(X, y, sample_weight)
         return self
 
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> FenchelRegressor:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -21,12 +21,13 @@ from liftopt.base import (
 )
 from liftopt.block_steps import BlockTrainer
 from liftopt.continuation import Descent, Outcome, descend_lifted
+from liftopt.fenchel_chunks import StreamState, fit_chunks
 from liftopt.heads import target_moments, temperature
 from liftopt.input_map import InputMap, fold, make_input_map, unfold
 from liftopt.layers import Dense
 from liftopt.lifted import LiftedProblem
 from liftopt.linear_maps import channels_last, linear_maps, rebuild
-from liftopt.losses import CrossEntropy, Head, get_head
+from liftopt.losses import CLASSIFICATION_HEADS, CrossEntropy, Head, get_head
 from liftopt.monotone import Order
 from liftopt.network import Network
 from liftopt.preparation import affine_outputs, mapped
@@ -35,6 +36,7 @@ from liftopt.solvers.least_squares import solve_ridge
 from liftopt.solvers.result import Callback, Record
 from liftopt.solvers.validation import as_count, as_scalar
 from liftopt.stochastic import Budget, Rows, StochasticRun
+from liftopt.streams import as_stream
 
 Array = npt.NDArray[Any]
 Mode = Literal["auto", "stochastic", "monotone"]
@@ -53,17 +55,6 @@ _MOST_HELD = 5_000  # held-out rows
 _WIDE_ROWS = 20_000  # up to here the monotone mode works in float64
 
 
-class Stream(NamedTuple):
-    """What one call of ``partial_fit`` leaves for the next."""
-
-    input_map: InputMap | None
-    centre: Array
-    scale: Array
-    network: Network
-    length: float
-    chunks: int
-
-
 class LiftedTraining:
     """Parameters and fit of both estimators; see :class:`FenchelClassifier`."""
 
@@ -71,6 +62,7 @@ class LiftedTraining:
     history_: list[Record]
     n_iter_: int
     _heads: tuple[str, ...]
+    _check_training_data: Callable[..., TrainingData]  # of the classifier or regressor
 
     def __init__(
         self,
@@ -123,10 +115,23 @@ class LiftedTraining:
         self.callback = callback
         self.verbose = verbose
 
+    def _fit_any(self, X: Any, y: Any, sample_weight: Any) -> None:
+        """Train on arrays, on a stream that fits in memory, or else on its chunks."""
+        rows = as_stream(X, y, sample_weight)
+        self.__dict__.pop("_stream", None)
+        if rows is None or rows.fits_in_memory:
+            self._fit(self._class_weighted(self._check_training_data(X, y, sample_weight)))
+        else:
+            self._check_parameters()
+            self.__dict__.pop("network_", None)
+            fit_chunks(self, rows, classify=self._heads is CLASSIFICATION_HEADS)
+
+    def _class_weighted(self, data: TrainingData) -> TrainingData:
+        return data
+
     def _fit(self, data: TrainingData) -> None:
         """Train on checked data and set the fitted attributes."""
         self._check_parameters()
-        self.__dict__.pop("_stream", None)
         recorder = Recorder.of(self, data.X, data.target, data.weight)
         random_state = recorder.random_state()
         if data.weight is not None:
@@ -213,7 +218,7 @@ class LiftedTraining:
         def pick(index: Array) -> Rows:
             Z = channels_last(data.X[index].astype(np.float32, copy=False), network.input_shape)
             weight = None if data.weight is None else data.weight[index]
-            if weight is not None:
+            if weight is not None and weight.size:
                 weight = (weight / weight.mean()).astype(np.float32)
             return Rows(Z, data.target[index].astype(np.float32, copy=False), weight)
 
@@ -236,10 +241,10 @@ class LiftedTraining:
         few = data.rows(np.arange(min(_MOST_HELD, data.X.shape[0])))
         return np.atleast_1d(temperature(network.scores(few.X), data.codes[: few.X.shape[0]], few.weight))
 
-    def _stream_fit(self, data: TrainingData) -> None:
+    def _stream_fit(self, data: TrainingData, random_state: np.random.RandomState | None = None) -> None:
         """One pass over a chunk of a stream; the first chunk fixes the maps of inputs and targets."""
         self._check_parameters()
-        random_state = check_random_state(self.random_state)
+        random_state = random_state or check_random_state(self.random_state)
         if data.weight is not None:
             data = data.rows(np.flatnonzero(data.weight > 0))
         stream = getattr(self, "_stream", None) or self._open_stream(data, random_state)
@@ -256,7 +261,7 @@ class LiftedTraining:
         trained = affine_outputs(inner, stream.scale, stream.centre)
         self.network_ = trained if stream.input_map is None else fold(trained, stream.input_map)
 
-    def _open_stream(self, data: TrainingData, random_state: np.random.RandomState) -> Stream:
+    def _open_stream(self, data: TrainingData, random_state: np.random.RandomState) -> StreamState:
         """State before the first chunk; a fitted network is continued."""
         if data.X.shape[0] < _FIRST_CHUNK:
             raise ValueError(
@@ -268,7 +273,7 @@ class LiftedTraining:
         centre, scale = target_moments(data)
         problem = mapped(data, input_map, centre, scale)
         network = self._start(start, problem, input_map, centre, scale, random_state, "stochastic")
-        return Stream(input_map, centre, scale, network, self.step, 0)
+        return StreamState(input_map, centre, scale, network, self.step, 0)
 
     def _split(self, data: TrainingData, random_state: np.random.RandomState) -> tuple[Array, Array]:
         """Indices of the training and the held-out rows."""
