@@ -83,7 +83,7 @@ class JoblibExecutor(Executor):
         """Values of ``task`` in the order of ``items``; a killed worker's items are repeated."""
         done = deaths = 0
         while done < len(items):
-            parallel = Parallel(n_jobs=self.n_jobs, return_as="generator")
+            parallel = Parallel(n_jobs=self.n_jobs, return_as="generator", batch_size=1)
             try:
                 for value in parallel(delayed(run_pinned)(task, item) for item in items[done:]):
                     done += 1
@@ -160,13 +160,12 @@ class DaskExecutor(Executor):
         """Every worker must hold this version of the package, or bits would differ."""
         if self._checked:
             return
-        try:
-            found = self.client.run(_package_version)
-        except OSError:
-            raise
-        except Exception as error:  # whatever kept a worker from loading this module, as dask reports it
-            raise _import_error("a dask worker", error) from error
-        others = {worker: version for worker, version in found.items() if version != _package_version()}
+        found = self.client.run(_package_version, on_error="return")
+        answers = {worker: answer for worker, answer in found.items() if not isinstance(answer, OSError)}
+        for answer in answers.values():  # of workers that are not just dying
+            if isinstance(answer, BaseException):
+                raise _import_error("a dask worker", answer) from answer
+        others = {worker: version for worker, version in answers.items() if version != _package_version()}
         if others:
             raise RuntimeError(
                 f"this process runs liftopt {_package_version()}, but workers run others: {others}; "

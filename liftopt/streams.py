@@ -31,7 +31,6 @@ Value = TypeVar("Value")
 
 _DEFAULT_LIMIT = "1 GiB"
 _CHUNK_SHARE = 16  # of the limit: a chunk, its copies and what is computed from it
-_LARGEST_CHUNK = 2**26  # bytes: more gains nothing
 _COPIES = 4  # of the rows that a fit in memory makes
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 
@@ -247,7 +246,7 @@ class Stream:
 
     def _make_chunks(self) -> tuple[Chunk, ...]:
         row = self.n_features * self.dtype.itemsize
-        size = min(self.memory_limit // _CHUNK_SHARE, _LARGEST_CHUNK) // row
+        size = self.memory_limit // _CHUNK_SHARE // row
         if size < 1:
             raise ValueError(
                 f"memory_limit={show_bytes(self.memory_limit)} is too small for rows of {show_bytes(row)}: a "
