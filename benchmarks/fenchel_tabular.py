@@ -11,7 +11,7 @@ import warnings
 from typing import Any
 
 import numpy as np
-from common import measure, median_iqr, parse_arguments, tune_adam, write_record
+from common import SEEDS, measure, median_iqr, parse_arguments, tune_adam, write_record
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import train_test_split
 
@@ -74,7 +74,7 @@ def row(name: str, found: dict[str, Any]) -> list[Any]:
 def main() -> None:
     """Run and write the record."""
     quick = parse_arguments(__doc__).quick
-    names, seeds, trials = (NAMES[:2], (0,), 3) if quick else (NAMES, (0, 1, 2), 20)
+    names, seeds, trials = (NAMES[:2], (0,), 3) if quick else (NAMES, SEEDS, 20)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         results = {name: compare(name, seeds, trials) for name in names}
