@@ -1,7 +1,7 @@
 """The run around the monotone block descent: stages of the multipliers, a path of ridges, refit of the head.
 
 Every stage minimises one relaxed objective from the last stage's point. The ridge falls along a path, as the
-loss of a strongly regularised network is the easier one; held-out rows say where the path ends.
+loss of a strongly regularised network is the easier one, until held-out rows see little gain.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ SCHEDULES = ("fixed", "geometric", "increasing", "augmented")
 _STAGES = 4
 _GROWTH = 2.0
 _REFIT_STEPS = 50
-_PATIENCE = 10
+_PATIENCE = 30
+_PATH_GAIN = 0.95  # held-out loss of a weaker ridge relative to the stronger ones
+_SAMPLE_ROWS = 10_000  # of more than twice as many, a sample settles the ridge and the first sweeps
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ class Outcome:
         The start, then the last point.
     judge : callable, optional
         Loss of a point on held-out rows: ``best`` is the point where it was lowest, and a run is finished
-        when it has not fallen for ten sweeps. Without it the last point is the best.
+        when it has not fallen for thirty sweeps. Without it the last point is the best.
     """
 
     def __init__(self, blocks: Blocks, judge: Callable[[Blocks], float] | None = None) -> None:
@@ -125,19 +127,41 @@ def descend_lifted(problem: LiftedProblem, outcome: Outcome, settings: Descent, 
     """Minimise the lifted objective from ``outcome.blocks``, then refit the head on true forward features.
 
     ``outcome`` is filled as the sweeps go. Held-out rows, if it has any, end the path of ridges and decide
-    about the refit.
+    about the refit. With many rows the path is followed on a sample of them; then all rows take over from its
+    best point for half as many sweeps, with a ridge that is smaller by the ratio of the numbers of rows.
     """
+    stride = max(1, problem.X.shape[0] // _SAMPLE_ROWS)
+    few = problem.every(stride) if stride > 1 else problem
+    if stride > 1:
+        outcome.blocks = few.forward(outcome.blocks.weights, outcome.blocks.biases)
+    chosen, interrupted = _descend_path(few, outcome, settings, report)
+    if stride > 1:
+        problem = replace(problem, alpha=chosen.alpha / stride, multipliers=chosen.multipliers)
+        outcome.blocks, outcome.idle = problem.forward(outcome.best.weights, outcome.best.biases), 0
+        if not interrupted:
+            last = replace(settings, max_iter=max(1, settings.max_iter // 2))
+            _descend_stages(problem, outcome, last, report)
+        chosen = problem
+    outcome.offer(refit_head(chosen, outcome.best))
+
+
+def _descend_path(
+    problem: LiftedProblem, outcome: Outcome, settings: Descent, report: Callback
+) -> tuple[LiftedProblem, bool]:
+    """Descent for every ridge while held-out rows gain; the last of them, and whether the user stopped."""
     chosen = problem
     for ridge in settings.ridges:
         problem = replace(problem, alpha=ridge, multipliers=settings.start(len(problem.multipliers)))
-        before, outcome.idle = outcome.best, 0
+        before, lowest = outcome.best, outcome.lowest
+        outcome.idle = 0
         interrupted = _descend_stages(problem, outcome, settings, report)
-        if outcome.best is before:
+        if outcome.lowest > _PATH_GAIN * lowest:
+            outcome.best, outcome.lowest = before, lowest
             break
         chosen = problem
         if interrupted:
-            break
-    outcome.offer(refit_head(chosen, outcome.best))
+            return chosen, True
+    return chosen, False
 
 
 def _descend_stages(problem: LiftedProblem, outcome: Outcome, settings: Descent, report: Callback) -> bool:

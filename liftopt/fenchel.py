@@ -58,10 +58,10 @@ class FenchelClassifier(LiftedTraining, NetworkClassifier):
         block steps (12 to 100), or 50 sweeps for every ridge.
     alpha : float or "auto"
         Ridge ``alpha/2 sum |W|^2`` beside the mean loss, on the mapped inputs; ``"auto"`` is 0 in stochastic
-        mode, where noise regularises, and a path from 1e-1 to 1e-3 in monotone mode, which ends where
-        held-out rows say so (1e-3 if there are none).
+        mode, where noise regularises, and a path from 1e-1 to 1e-4 in monotone mode, which ends where
+        held-out rows say so (1e-4 if there are none, or more than 5,000 rows).
     multiplier : float or "auto"
-        Penalty weight of the lifted constraints; ``"auto"`` is 0.2 for every hidden layer (stochastic) or 0.1
+        Penalty weight of the lifted constraints; ``"auto"`` is 0.2 for every hidden layer (stochastic) or 1
         (monotone).
     multiplier_schedule : {"fixed", "geometric", "increasing", "augmented"}
         Monotone mode: see :class:`liftopt.monotone.Descent`.

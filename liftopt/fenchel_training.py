@@ -46,8 +46,9 @@ _STOCHASTIC_FROM = 500  # rows
 _PASSES = 12, 100
 _SWEEPS, _STEPS = 50, 3000  # default budgets: monotone sweeps, stochastic block steps
 _WHITEN_FROM, _SHARE = 257, 0.95  # features from which only that share of the variance is kept
-_MULTIPLIERS = {"stochastic": 0.2, "monotone": 0.1}
-_RIDGE_PATH = (1e-1, 1e-2, 1e-3)  # monotone mode
+_MULTIPLIERS = {"stochastic": 0.2, "monotone": 1.0}
+_RIDGE_PATH = (1e-1, 1e-2, 1e-3, 1e-4)  # monotone mode; many rows need the last one only
+_PATH_ROWS = 5_000
 _START_ROWS = 3000
 _FIRST_CHUNK = 10  # rows
 _NOISE_FROM = 50  # mapped inputs; fewer carry no redundancy that noise could spare
@@ -155,7 +156,7 @@ class LiftedTraining:
         rows, held = self._split(data, random_state)
         dtype = np.float64 if rows.size <= _WIDE_ROWS else np.float32
         maps = linear_maps(network.astype(dtype))
-        settings = self._descent(held.size > 0)
+        settings = self._descent(path=held.size > 0 and rows.size <= _PATH_ROWS)
 
         def problem_of(index: Array) -> LiftedProblem:
             part = data.rows(index)
@@ -302,11 +303,11 @@ class LiftedTraining:
             or self.n_jobs == 0
         ):
             raise ValueError(f"n_jobs must be an integer other than 0, got {self.n_jobs!r}")
-        self._descent(True)  # checks the schedule and the order
+        self._descent(path=True)  # checks the schedule and the order
 
-    def _descent(self, held_out: bool) -> Descent:
-        """Settings of the monotone mode; the path of ridges needs held-out rows."""
-        path = _RIDGE_PATH if held_out else _RIDGE_PATH[-1:]
+    def _descent(self, *, path: bool) -> Descent:
+        """Settings of the monotone mode; a path of ridges needs held-out rows to choose by."""
+        ridges = _RIDGE_PATH if path else _RIDGE_PATH[-1:]
         return Descent(
             self._multiplier("monotone"),
             self.multiplier_schedule,
@@ -314,7 +315,7 @@ class LiftedTraining:
             self.n_jobs,
             _SWEEPS if self.max_iter is None else self.max_iter,
             self.tol,
-            path if self.alpha == "auto" else (float(self.alpha),),
+            ridges if self.alpha == "auto" else (float(self.alpha),),
         )
 
     def _multiplier(self, mode: str, hidden: int = 1) -> float:

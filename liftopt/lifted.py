@@ -22,7 +22,7 @@ AISTATS 2020, arXiv 1811.08039.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -85,6 +85,15 @@ class LiftedProblem:
     multipliers: tuple[float, ...]
     alpha: float
     weight: Array | None = None
+    _products: dict[int, tuple[Array, Array, Array, Array]] = field(
+        default_factory=dict, init=False, repr=False
+    )
+
+    def every(self, stride: int) -> LiftedProblem:
+        """The problem on every ``stride``-th row."""
+        few = slice(None, None, stride)
+        weight = None if self.weight is None else self.weight[few]
+        return replace(self, X=self.X[few], target=self.target[few], weight=weight)
 
     @property
     def share(self) -> Array:
@@ -96,21 +105,34 @@ class LiftedProblem:
 
     def forward(self, weights: Sequence[Array], biases: Sequence[Array]) -> Blocks:
         """The point whose activations are those of the network: every penalty is zero."""
-        values: list[Array] = []
-        V = self.X
-        for part, W, b in zip(self.maps[:-1], weights, biases, strict=False):
-            V = part.output(part.activation(part.matrix(V) @ W + b))
-            values.append(V)
-        return Blocks(tuple(weights), tuple(biases), tuple(values))
+        passed = Blocks(tuple(weights), tuple(biases), ())
+        for layer, part in enumerate(self.maps[:-1]):
+            V = part.output(part.activation(self.linear(passed, layer)))
+            passed = replace(passed, values=(*passed.values, V))
+        return passed
 
     def entering(self, blocks: Blocks, layer: int) -> Array:
         """``V_l``: what enters layer ``layer``."""
         return self.X if layer == 0 else blocks.values[layer - 1]
 
+    def matrix(self, blocks: Blocks, layer: int) -> Array:
+        """What layer ``layer`` multiplies by its weights, (rows, fan_in)."""
+        return self.maps[layer].matrix(self.entering(blocks, layer))
+
     def linear(self, blocks: Blocks, layer: int) -> Array:
-        """Pre-activation ``u_l`` (rows, fan_out) of layer ``layer`` at the lifted activations."""
-        M = self.maps[layer].matrix(self.entering(blocks, layer))
-        return M @ blocks.weights[layer] + blocks.biases[layer]
+        """Pre-activation ``u_l`` (rows, fan_out) of layer ``layer`` at the lifted activations.
+
+        Not to be changed in place: the last product of every layer is remembered, as a sweep asks for the
+        same one several times.
+        """
+        V, W, b = self.entering(blocks, layer), blocks.weights[layer], blocks.biases[layer]
+        known = self._products.get(layer)
+        if known is not None and known[0] is V and known[1] is W and known[2] is b:
+            return known[3]
+        u = self.maps[layer].matrix(V) @ W
+        u += b
+        self._products[layer] = V, W, b, u
+        return u
 
     def row_cost(self, layer: int, u: Array, V: Array | None) -> Array:
         """What layer ``layer`` adds to every sample's objective at pre-activation ``u``: penalty or loss."""
@@ -162,9 +184,8 @@ class LiftedProblem:
 
     def weight_gradient(self, blocks: Blocks, layer: int) -> tuple[Array, Array]:
         """Gradient of the objective with respect to the weights and the bias of ``layer``."""
-        M = self.maps[layer].matrix(self.entering(blocks, layer))
-        u = M @ blocks.weights[layer] + blocks.biases[layer]
-        R = self.row_gradient(layer, u, self.leaving(blocks, layer))
+        M = self.matrix(blocks, layer)
+        R = self.row_gradient(layer, self.linear(blocks, layer), self.leaving(blocks, layer))
         R *= self.row_share(R.shape[0])[:, None].astype(R.dtype)
         W = blocks.weights[layer]
         return M.T @ R + W.dtype.type(self.alpha) * W, R.sum(axis=0)

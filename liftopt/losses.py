@@ -55,11 +55,10 @@ class CrossEntropy(Head):
     bound: ClassVar[float] = 0.5
 
     def losses(self, u: Array, t: Array) -> Array:
-        wide = u.astype(np.float64, copy=False)
-        return logsumexp(wide, axis=1) - np.einsum("ij,ij->i", t, wide)
+        return logsumexp_rows(u) - np.einsum("ij,ij->i", t, u, dtype=np.float64)
 
     def residual(self, u: Array, t: Array) -> Array:
-        p = _softmax(u)
+        p = softmax_rows(u)
         p -= t
         return p
 
@@ -67,7 +66,7 @@ class CrossEntropy(Head):
         return _LOGIT * (t - 1.0 / t.shape[1])
 
     def curvature(self, u: Array, t: Array) -> Array:
-        p = _softmax(u).astype(np.float64)
+        p = softmax_rows(u).astype(np.float64)
         return np.diag(p.mean(axis=0)) - p.T @ p / p.shape[0]
 
 
@@ -148,7 +147,14 @@ def get_head(name: str, allowed: tuple[str, ...]) -> Head:
     return HEADS[name]()
 
 
-def _softmax(u: Array) -> Array:
+def logsumexp_rows(u: Array) -> Array:
+    """``log sum exp`` of every row, float64."""
+    found: Array = logsumexp(u.astype(np.float64, copy=False), axis=1)
+    return found
+
+
+def softmax_rows(u: Array) -> Array:
+    """Softmax of every row, a new array."""
     p = u - u.max(axis=1, keepdims=True)
     np.exp(p, out=p)
     p /= p.sum(axis=1, keepdims=True)

@@ -13,8 +13,9 @@ from liftopt.continuation import Descent, Outcome, descend_lifted, refit_head
 from liftopt.lifted import LiftedProblem
 from liftopt.linear_maps import linear_maps
 from liftopt.losses import CrossEntropy, Huber, Squared, SquaredHinge
-from liftopt.monotone import BlockDescent
+from liftopt.monotone import BlockDescent, box_values
 from liftopt.network import dense_network
+from liftopt.solvers import solve_box_qp
 
 ACTIVATIONS = ("identity", "relu", "leaky_relu", "elu", "sigmoid", "tanh", "hard_sigmoid", "soft_threshold")
 
@@ -99,6 +100,38 @@ def test_values_below_squares_are_nnls(rng):
     for i in range(6):
         expected, _ = nnls(rows, np.concatenate([np.sqrt(0.3) * u[i], problem.target[i] - b]))
         np.testing.assert_allclose(found[i], expected, atol=1e-7)
+
+
+@pytest.mark.parametrize("backend", ["osqp", "cvxpy"])
+def test_box_values_agree_with_the_reference_solvers(rng, backend):
+    problem, blocks = lifted(rng, Squared(), n=6)
+    u, W, T = problem.linear(blocks, 0), blocks.weights[1], problem.target - blocks.biases[1]
+    found = box_values(blocks.values[0], u, T, W, 0.3, 0.0)
+    hessian, linear = 0.3 * np.eye(5) + W @ W.T, 0.3 * u + T @ W.T
+    expected = solve_box_qp(hessian, linear, tol=1e-8, backend=backend, on_limit="ignore").x
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_joint_steps_descend_further_than_the_blocks_alone(rng, monkeypatch):
+    problem, blocks = lifted(rng, SquaredHinge(), hidden=(5, 4), n=200)
+    joint = descended(problem, blocks, 40).history[-1]["objective"]
+    monkeypatch.setattr(BlockDescent, "_joint_step", lambda *arguments: None)
+    assert joint < 0.99 * descended(problem, blocks, 40).history[-1]["objective"]
+
+
+def test_many_rows_take_over_from_a_sample(rng, monkeypatch):
+    monkeypatch.setattr("liftopt.continuation._SAMPLE_ROWS", 50)
+    problem, start = lifted(rng, n=200)
+    records = []
+    outcome = Outcome(start)
+    settings = Descent(0.3, "fixed", "parallel", 1, 10, 0.0, (1e-2,))
+    descend_lifted(problem, outcome, settings, records.append)
+    assert outcome.n_iter == 15
+    assert outcome.best.values[0].shape[0] == 200
+    objectives = np.array([record["objective"] for record in records])
+    sample, full = objectives[:11], objectives[11:]
+    assert np.diff(sample).max() <= 1e-10
+    assert np.diff(full).max() <= 1e-10
 
 
 def test_values_below_cross_entropy_agree_with_cvxpy(rng):
