@@ -16,6 +16,7 @@ from liftopt.losses import CrossEntropy, Huber, Squared, SquaredHinge
 from liftopt.monotone import BlockDescent, box_values
 from liftopt.network import dense_network
 from liftopt.solvers import solve_box_qp
+from liftopt.solvers.result import Record
 
 ACTIVATIONS = ("identity", "relu", "leaky_relu", "elu", "sigmoid", "tanh", "hard_sigmoid", "soft_threshold")
 
@@ -122,7 +123,7 @@ def test_joint_steps_descend_further_than_the_blocks_alone(rng, monkeypatch):
 def test_many_rows_take_over_from_a_sample(rng, monkeypatch):
     monkeypatch.setattr("liftopt.continuation._SAMPLE_ROWS", 50)
     problem, start = lifted(rng, n=200)
-    records = []
+    records: list[Record] = []
     outcome = Outcome(start)
     settings = Descent(0.3, "fixed", "parallel", 1, 10, 0.0, (1e-2,))
     descend_lifted(problem, outcome, settings, records.append)
