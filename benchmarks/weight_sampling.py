@@ -14,13 +14,14 @@ layer. Validation, held-out and test labels carry no noise.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from common import measure, parse_arguments, write_record
+from common import RESULTS, measure, parse_arguments, write_record
 from sampling_runs import (
     BATCH,
     EPOCHS,
@@ -79,9 +80,9 @@ def cases(small: bool) -> list[Case]:
         return [quick(Case("mnist", 0.2, "adam", "constant"))]
     dense = [
         Case(data, noise, optimizer, schedule)
-        for schedule in ("constant", "cosine")
-        for noise in (0.2, 0.0)
         for data in ("mnist", "fashion_mnist")
+        for noise in (0.2, 0.0)
+        for schedule in ("constant", "cosine")
         for optimizer in ("adam", "momentum", "sgd")
     ]
     lenet = [
@@ -90,7 +91,7 @@ def cases(small: bool) -> list[Case]:
         for noise in (0.2, 0.0)
         for optimizer in ("adam", "momentum", "sgd")
     ]
-    return dense[:12] + lenet[:1] + dense[12:18] + lenet[3:4] + dense[18:] + lenet[1:3] + lenet[4:]
+    return dense[:6] + lenet[:1] + dense[6:9] + dense[12:15] + lenet[3:4] + dense[9:12] + dense[15:] + lenet
 
 
 def tune(case: Case, seeds: Sequence[int]) -> dict[str, float]:
@@ -349,20 +350,31 @@ def overhead_of(case: Case, period: int, every: int | None, repeats: int) -> dic
 
 
 def main() -> None:
-    """Run case by case; the record is written after each."""
+    """Run case by case; the record is written after each, and an interrupted run goes on from it."""
     small = parse_arguments(__doc__).quick
     torch.set_num_threads(1)
-    found: list[dict[str, Any]] = []
+    found, costs = unfinished(small)
+    costs = costs or overhead(small)
     schedule_free: dict[Any, Any] = {}
-    costs = overhead(small)
-    for case in cases(small):
+    todo = list(dict.fromkeys(cases(small)))
+    for case in todo:
+        if case.name in {entry["name"] for entry in found}:
+            continue
         done = measure(lambda case=case: study(case, schedule_free, small))
         found.append({**done.value, "cpu": done.cpu})
         variants = done.value["variants"]
         line = {name: round(variants[name]["ratio"], 2) for name in (*OPTIONS, *CONTROLS) if name in variants}
         print(case.name, f"{done.cpu:.0f} s", done.value["rates"], line, done.value["put_back"], flush=True)
-        payload = {"seeds": SEEDS, "cases": found, "overhead": costs, "table": tables(found, costs)}
-        write_record("weight_sampling", payload, quick=small)
+        missing = [one.name for one in todo if one.name not in {entry["name"] for entry in found}]
+        payload = {"seeds": SEEDS, "cases": found, "missing": missing, "overhead": costs}
+        write_record("weight_sampling", {**payload, "table": tables(found, costs)}, quick=small)
+
+
+def unfinished(small: bool) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Cases and overheads of a record that lacks cases; empty if there is none, or it is complete."""
+    path = RESULTS / "weight_sampling.json"
+    record = json.loads(path.read_text()) if path.exists() and not small else {}
+    return (record["cases"], record["overhead"]) if record.get("missing") else ([], [])
 
 
 def tables(found: Sequence[Mapping[str, Any]], costs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
