@@ -445,7 +445,8 @@ def verdict_table(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     rows = []
     for entry in found:
         row = [entry["name"]]
-        for control in entry["put_back"].values():
+        for name in ("same average", "rate x centroid"):
+            control = entry["put_back"][name]
             row += [f"{control['difference']:+.4f} +/- {control['error']:.4f}", control["verdict"]]
         rows.append(row)
     columns = [
