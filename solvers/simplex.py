@@ -26,7 +26,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import logsumexp
+from scipy.linalg import lapack
 
 from .result import Callback, Measure, OnLimit, Result, conclude, iterate
 from .validation import as_count, as_distributions, as_finite, as_scalar, as_weights
@@ -65,7 +65,7 @@ def solve_simplex_least_squares(
     max_iter : int
         Largest number of active-set solves; one suffices but for rounding.
     tol : float
-        Bound on the Frank-Wolfe gap divided by the largest loss of a single model.
+        Bound on the Frank-Wolfe gap divided by the largest loss of a single model plus ``rho``.
     on_limit : {"warn", "raise", "ignore"}
         What to do when a budget ends first.
 
@@ -114,10 +114,12 @@ def solve_simplex_cross_entropy(
         Logits of k models.
     Y : array-like of shape (n, classes)
         Class probabilities: non-negative rows that sum to one.
-    rho, centre, sample_weight, tol, on_limit
+    rho, centre, sample_weight, on_limit
         As in :func:`solve_simplex_least_squares`.
+    tol : float
+        Bound on the Frank-Wolfe gap divided by the loss of the uniform mean plus ``rho``.
     init : array-like of shape (k,), optional
-        Start, on the simplex; the best single model by default.
+        Start, on the simplex; the uniform mean by default.
     max_iter : int
         Largest number of Newton steps.
     callback : callable, optional
@@ -160,8 +162,12 @@ class _Problem(Protocol):
     """What the driver needs of a loss."""
 
     @property
-    def singles(self) -> Array:
-        """Objective of every model alone."""
+    def start(self) -> Array:
+        """Where to begin."""
+
+    @property
+    def scale(self) -> float:
+        """What gaps are measured against."""
 
     def at(self, c: Array) -> _Point:
         """Objective and gradient at ``c``."""
@@ -179,10 +185,7 @@ def _solve(
     start: Array | None = None,
 ) -> Result:
     """Newton steps with backtracking; of a quadratic objective the first one ends at the optimum."""
-    singles = problem.singles
-    scale = float(np.abs(singles).max()) or 1.0
-    if start is None:
-        start = np.eye(singles.size)[int(np.argmin(singles))]
+    scale = problem.scale or 1.0
 
     def step(point: _Point) -> _Point:
         H = problem.hessian(point)
@@ -198,7 +201,7 @@ def _solve(
 
     run = iterate(
         step,
-        problem.at(start),
+        problem.at(problem.start if start is None else start),
         measure=lambda point: Measure(point.objective, {"stationarity": _gap(point) / scale}),
         max_iter=as_count("max_iter", max_iter),
         tol=as_scalar("tol", tol, low=0.0),
@@ -227,7 +230,7 @@ def minimise_on_simplex(H: Array, b: Array, start: Array) -> Array:
     for _ in range(20 * b.size):  # each pass changes the support; cycles are the work of rounding only
         support = np.flatnonzero(active)
         target = np.zeros_like(c)
-        target[support] = _affine_minimiser(H[np.ix_(support, support)], b[support])
+        target[support] = _affine_minimiser(H[support][:, support], b[support])
         if target.min() >= 0.0:
             c = target
             gradient = H @ c + b
@@ -251,7 +254,9 @@ def _affine_minimiser(H: Array, b: Array) -> Array:
     k = b.size
     system = np.ones((k + 1, k + 1))
     system[:k, :k], system[k, k] = H, 0.0
-    solution: Array = np.linalg.solve(system, np.append(-b, 1.0))
+    rhs = np.ones(k + 1)
+    rhs[:k] = -b
+    solution: Array = lapack.dgesv(system, rhs, overwrite_a=1)[2]
     return solution[:k]
 
 
@@ -286,16 +291,25 @@ class _Squares(NamedTuple):
 
     @classmethod
     def build(cls, Z: Array, Y: Array, weight: Array, penalty: _Penalty) -> _Squares:
-        middle = Z.mean(axis=0)
-        root = np.sqrt(weight)[:, None]
-        apart = ((Z - middle) * root).reshape(Z.shape[0], -1)
-        residual = ((middle - Y) * root).ravel()
-        return cls(apart @ apart.T, apart @ residual, float(residual @ residual), penalty)
+        k, middle = Z.shape[0], Z.mean(axis=0)
+        apart = Z - middle
+        weighted = apart.reshape(k, -1) * np.repeat(weight, Z.shape[2])
+        residual = (middle - Y).ravel()
+        constant = float(np.sum(weight * ((middle - Y) ** 2).sum(axis=1)))
+        return cls(weighted @ apart.reshape(k, -1).T, weighted @ residual, constant, penalty)
 
     @property
     def singles(self) -> Array:
-        own = np.diagonal(self.Q) + 2.0 * self.p + self.constant
-        return own + np.array([self.penalty.value(e) for e in np.eye(own.size)])
+        """Loss of every model alone."""
+        return np.diagonal(self.Q) + 2.0 * self.p + self.constant
+
+    @property
+    def start(self) -> Array:
+        return np.eye(self.p.size)[int(np.argmin(self.singles))]
+
+    @property
+    def scale(self) -> float:
+        return float(self.singles.max()) + self.penalty.rho
 
     def at(self, c: Array) -> _Point:
         along = self.Q @ c
@@ -317,36 +331,45 @@ class _CrossEntropy(NamedTuple):
 
     @classmethod
     def build(cls, Z: Array, Y: Array, weight: Array, penalty: _Penalty) -> _CrossEntropy:
+        used = weight > 0.0
+        if not used.all():
+            Z, Y, weight = Z[:, used], Y[used], weight[used]
         middle = Z.mean(axis=0)
         return cls(middle, Z - middle, Y, weight[:, None], penalty)
 
     @property
-    def singles(self) -> Array:
-        return np.array([self.at(e).objective for e in np.eye(self.apart.shape[0])])
+    def start(self) -> Array:
+        k = self.apart.shape[0]
+        return np.full(k, 1.0 / k)
+
+    @property
+    def scale(self) -> float:
+        return self.at(self.start).objective + self.penalty.rho
 
     def at(self, c: Array) -> _Point:
         scores, proba = self._forward(c)
-        value = float(np.sum(self.weight * self.Y * (logsumexp(scores, axis=1, keepdims=True) - scores)))
+        likelihood = np.einsum("no,no->n", self.Y, scores)
         residual = (self.weight * (proba - self.Y)).ravel()
         gradient = self.apart.reshape(c.size, -1) @ residual + self.penalty.gradient(c)
-        return _Point(c, value + self.penalty.value(c), gradient)
+        return _Point(c, -float(self.weight[:, 0] @ likelihood) + self.penalty.value(c), gradient)
 
     def hessian(self, point: _Point) -> Array:
         proba = self._forward(point.c)[1]
         shares = self.weight * proba
         k = point.c.size
         weighted = self.apart * shares
-        means = np.einsum("kno,no->kn", self.apart, proba)
+        means = weighted.sum(axis=2)  # times the weights of the rows
         curvature = weighted.reshape(k, -1) @ self.apart.reshape(k, -1).T
-        curvature -= (means * self.weight[:, 0]) @ means.T
+        curvature -= means / self.weight[:, 0] @ means.T
         return 0.5 * (curvature + curvature.T) + self.penalty.hessian()
 
     def _forward(self, c: Array) -> tuple[Array, Array]:
-        """Mixed logits and their probabilities."""
-        k = c.size
-        scores = self.middle + (c @ self.apart.reshape(k, -1)).reshape(self.middle.shape)
-        proba = np.exp(scores - scores.max(axis=1, keepdims=True))
-        return scores, proba / proba.sum(axis=1, keepdims=True)
+        """Logarithms of the probabilities at ``c``, and these."""
+        scores = self.middle + (c @ self.apart.reshape(c.size, -1)).reshape(self.middle.shape)
+        scores -= scores.max(axis=1, keepdims=True)
+        proba = np.exp(scores)
+        total = proba.sum(axis=1, keepdims=True)
+        return scores - np.log(total), proba / total
 
 
 def _as_predictions(value: npt.ArrayLike) -> Array:
