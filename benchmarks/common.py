@@ -128,6 +128,12 @@ def write_record(name: str, payload: Mapping[str, Any], *, quick: bool = False) 
     return path
 
 
+def peers_python() -> str | None:
+    """Interpreter with the peers: ``PEERS_PYTHON``, or what ``benchmarks/peers.sh`` made; else None."""
+    made = ROOT / ".venv-peers" / "bin" / "python"
+    return os.environ.get("PEERS_PYTHON") or (str(made) if made.exists() else None)
+
+
 @dataclass(frozen=True)
 class Tuning:
     """Outcome of :func:`tune_adam`: the best parameters and what the search cost."""

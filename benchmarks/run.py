@@ -12,7 +12,16 @@ import time
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
-NOT_BENCHMARKS = {"common", "figures", "losses", "run", "tables", "sampling_runs", "ternary_rivals"}
+NOT_BENCHMARKS = {
+    "common",
+    "figures",
+    "losses",
+    "peer_code",
+    "run",
+    "tables",
+    "sampling_runs",
+    "ternary_rivals",
+}
 
 
 def scripts(names: list[str]) -> list[Path]:

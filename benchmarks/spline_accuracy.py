@@ -1,9 +1,9 @@
 """Accuracy on regression sets: splits as published (uci_bnn) or random fifths, errors relative to the spread.
 
 liftopt's spline of degree 1 and 2 (min and product) and its hinging hyperplanes (defaults), py-earth2 where
-``PYEARTH_PYTHON`` names its interpreter, scikit-learn's MLPRegressor (standardised inputs and targets, early
-stopping off, otherwise defaults) and boosted trees (HistGradientBoostingRegressor, defaults).
-Nothing is tuned on test rows.
+there is an interpreter with the peers (``benchmarks/peers.sh``), scikit-learn's MLPRegressor (standardised
+inputs and targets, early stopping off, otherwise defaults) and boosted trees (HistGradientBoostingRegressor,
+defaults). Nothing is tuned on test rows.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import measure, parse_arguments, write_record
+from common import measure, parse_arguments, peers_python, write_record
 from sklearn.compose import TransformedTargetRegressor
 from sklearn.datasets import load_diabetes
 from sklearn.ensemble import HistGradientBoostingRegressor
@@ -69,7 +69,7 @@ def py_earth(X: Any, y: Any, fresh: Any) -> tuple[float, Any]:
         source, target, script = (Path(folder) / name for name in ("in.npz", "out.npz", "fit.py"))
         np.savez(source, X=X, y=y, T=fresh)
         script.write_text(PYTHON_CODE)
-        subprocess.run([os.environ["PYEARTH_PYTHON"], str(script), str(source), str(target)], check=True)
+        subprocess.run([str(peers_python()), str(script), str(source), str(target)], check=True)
         done = np.load(target)
         return float(done["spent"]), done["out"]
 
@@ -94,7 +94,7 @@ def contestants() -> dict[str, Callable[[Any, Any, Any], tuple[float, Any]]]:
         "MLPRegressor": here(TransformedTargetRegressor(mlp, transformer=StandardScaler())),
         "boosted trees": here(HistGradientBoostingRegressor(random_state=0)),
     }
-    return found | ({"py-earth2, degree 2": py_earth} if "PYEARTH_PYTHON" in os.environ else {})
+    return found | ({"py-earth2, degree 2": py_earth} if peers_python() else {})
 
 
 def main() -> None:

@@ -3,13 +3,12 @@
 Friedman's function with noise of standard deviation 1: its additive form ``10 sin(pi x0) +
 20 (x2 - 0.5)^2 + 10 x3 + 5 x4`` for degree 1, the original with ``sin(pi x0 x1)`` for degree 2; ten
 variables, 61 forward terms, no early stop. Peers are run where they are found: ``Rscript`` with the package
-earth (Debian: r-cran-earth), and the interpreter named by ``PYEARTH_PYTHON`` that can import pyearth
-(py-earth2; on one seed: it is slow). CPU seconds of the fit, one thread, the same data, alternating.
+earth (Debian: r-cran-earth), and py-earth2, on one seed because it is slow,
+in the interpreter of the peers. CPU seconds of the fit, one thread, the same data, alternating.
 """
 
 from __future__ import annotations
 
-import os
 import resource
 import shutil
 import subprocess
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import SEEDS, measure, median_iqr, parse_arguments, write_record
+from common import SEEDS, measure, median_iqr, parse_arguments, peers_python, write_record
 
 from liftopt import SplineRegressor
 
@@ -89,7 +88,7 @@ def contestants(degree: int, seed: int, gaps: list[float]) -> dict[str, Callable
     if shutil.which("Rscript"):
         for penalty in (degree + 1, 6):
             found[f"earth, penalty {penalty}"] = peer(["Rscript"], R_CODE, ".R", penalty)
-    interpreter = os.environ.get("PYEARTH_PYTHON")
+    interpreter = peers_python()
     if interpreter and seed == 0:
         found["py-earth2"] = peer([interpreter], PYTHON_CODE, ".py", degree + 1)
     return found
