@@ -99,6 +99,15 @@ def ternary_report(record: Mapping[str, Any]) -> Iterator[Pair]:
             yield Pair(task, "ternary", rival, 100 - found[own], 100 - found[rival])
 
 
+def peer_networks(record: Mapping[str, Any]) -> Iterator[Pair]:
+    for name, runs in record["runs"].items():
+        scores = {method: float(np.median(run["score"])) for method, run in runs.items() if run["score"]}
+        for rival in ("MLP", "hpelm", "scnn"):
+            if rival in scores:
+                for method in ("manifold", "fenchel", "hinging"):
+                    yield Pair(name, method, rival, scores[method], scores[rival])
+
+
 SOURCES: Mapping[str, Callable[[Mapping[str, Any]], Iterator[Pair]]] = {
     function.__name__: function
     for function in (
@@ -108,6 +117,7 @@ SOURCES: Mapping[str, Callable[[Mapping[str, Any]], Iterator[Pair]]] = {
         fenchel_tabular,
         spline_accuracy,
         ternary_report,
+        peer_networks,
     )
 }
 
