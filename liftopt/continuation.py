@@ -8,15 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 
+from liftopt.checkpoint import State
 from liftopt.lifted import Blocks, LiftedProblem
 from liftopt.losses import CrossEntropy, Squared
-from liftopt.monotone import ORDERS, BlockDescent, Order
+from liftopt.monotone import ORDERS, BlockDescent, DescentState, Order
 from liftopt.solvers.least_squares import solve_ridge
 from liftopt.solvers.result import Callback, Record
 from liftopt.solvers.softmax import solve_softmax_regression
+
+Following = Callable[[LiftedProblem, Blocks], tuple[float, ...]]
 
 SCHEDULES = ("fixed", "geometric", "increasing", "augmented")
 _STAGES = 4
@@ -99,19 +104,60 @@ class Outcome:
     judge : callable, optional
         Loss of a point on held-out rows: ``best`` is the point where it was lowest, and a run is finished
         when it has not fallen for thirty sweeps. Without it the last point is the best.
+    save : callable, optional
+        Called after every sweep with :meth:`state`, from which the descent can go on.
     """
 
-    def __init__(self, blocks: Blocks, judge: Callable[[Blocks], float] | None = None) -> None:
+    def __init__(
+        self,
+        blocks: Blocks,
+        judge: Callable[[Blocks], float] | None = None,
+        save: Callable[[Callable[[], State]], None] = lambda state: None,
+    ) -> None:
         self.blocks = self.best = blocks
         self.n_iter = 0
         self.lowest = np.inf
         self.idle = 0
-        self._judge = judge
+        self._judge, self._save = judge, save
+        self._records: list[Record] = []  # of the run in progress
+        self._finished: list[State] = []  # what the runs before it left
+        self._recalled: State | None = None
 
-    def accept(self, blocks: Blocks) -> None:
+    def run(
+        self, descent: BlockDescent, following: Following, callback: Callback, **budget: Any
+    ) -> tuple[float, ...]:
+        """Sweep until the run ends, and return the multipliers that follow.
+
+        A run that a checkpoint has behind it is recalled, not repeated.
+        """
+        recalled, self._records = self._recalled, []
+        start: Blocks | DescentState = self.blocks
+        if recalled is not None and len(self._finished) < len(recalled["finished"]):
+            found = recalled["finished"][len(self._finished)]
+            self._return_to(found)
+            multipliers = tuple(found["multipliers"])
+        else:
+            past: list[Record] = []
+            if recalled is not None:
+                start, past = DescentState.of_state(recalled["descent"]), recalled["past"]
+                self._return_to(recalled["now"])
+                self._records, self._recalled = list(past), None
+
+            def watch(record: Record) -> bool:
+                self._records.append(record)
+                return bool(callback(record))
+
+            end = descent.run(start, callback=watch, on_sweep=self.accept, past=past, **budget)
+            self.blocks = end.state.blocks
+            multipliers = following(descent.problem, self.blocks)
+        self._finished.append({**self._present(), "multipliers": multipliers})
+        return multipliers
+
+    def accept(self, state: DescentState) -> None:
         """Take the point of one more sweep."""
-        self.blocks, self.n_iter = blocks, self.n_iter + 1
-        self.offer(blocks)
+        self.blocks, self.n_iter = state.blocks, self.n_iter + 1
+        self.offer(state.blocks)
+        self._save(partial(self.state, state))
 
     def offer(self, blocks: Blocks) -> bool:
         """Keep ``blocks`` as the best if held-out rows agree (or there are none)."""
@@ -121,6 +167,25 @@ class Outcome:
         if better:
             self.best, self.lowest = blocks, loss
         return better
+
+    def state(self, now: DescentState) -> State:
+        """What the descent after the sweep that led to ``now`` depends on."""
+        parts = {"descent": now.state(), "past": self._records}
+        return {**parts, "now": self._present(), "finished": self._finished}
+
+    def go_on_from(self, state: State | None) -> None:
+        """Recall a :meth:`state` as the runs come by; None for a fresh start."""
+        self._recalled = state
+
+    def _present(self) -> State:
+        """Best point and counts; activations follow from the weights."""
+        best = [self.best.weights, self.best.biases]
+        return {"best": best, "counts": [self.lowest, self.idle, self.n_iter]}
+
+    def _return_to(self, present: State) -> None:
+        weights, biases = present["best"]
+        self.best = Blocks(tuple(weights), tuple(biases), ())
+        self.lowest, self.idle, self.n_iter = present["counts"]
 
 
 def descend_lifted(problem: LiftedProblem, outcome: Outcome, settings: Descent, report: Callback) -> None:
@@ -175,16 +240,16 @@ def _descend_stages(problem: LiftedProblem, outcome: Outcome, settings: Descent,
     stages = settings.stages
     for stage in range(stages):
         rest = settings.max_iter % stages if stage == stages - 1 else 0
-        BlockDescent(problem, settings.order, n_jobs=settings.n_jobs).run(
-            outcome.blocks,
+        multipliers = outcome.run(
+            BlockDescent(problem, settings.order, n_jobs=settings.n_jobs),
+            settings.following,
+            watch,
             max_iter=settings.max_iter // stages + rest,
             tol=settings.tol,
-            callback=watch,
-            on_sweep=outcome.accept,
         )
-        if asked[-1]:
+        if asked and asked[-1]:
             return True
-        problem = replace(problem, multipliers=settings.following(problem, outcome.blocks))
+        problem = replace(problem, multipliers=multipliers)
     return False
 
 

@@ -174,13 +174,14 @@ class LiftedTraining:
 
         lifted, unseen = problem_of(rows), problem_of(held)
         start = lifted.forward([part.weight for part in maps], [part.layer.bias for part in maps])
-        outcome = Outcome(start, unseen.forward_loss if held.size else None)
+        outcome = Outcome(start, unseen.forward_loss if held.size else None, recorder.save)
+        outcome.go_on_from(recorder.resumed())
 
         def report(record: Record) -> bool:
             return recorder.add(**{k: v for k, v in record.items() if k not in ("iteration", "time")})
 
         name = type(self).__name__
-        run_interruptible(lambda: descend_lifted(lifted, outcome, settings, report), name)
+        run_interruptible(lambda: descend_lifted(lifted, outcome, settings, report), name, recorder)
         self.n_iter_ = max(1, outcome.n_iter)
         trained = rebuild(network.astype(dtype), maps, outcome.best.weights, outcome.best.biases)
         scale = self._confidence(trained, data.rows(held if held.size else rows), lifted.head)

@@ -21,7 +21,7 @@ within each, because a change of multipliers is a change of objective.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -37,7 +37,7 @@ from liftopt.secant import Located, Pairs
 from liftopt.solvers.box_qp import solve_box_qp
 from liftopt.solvers.linear_system import SpdFactor, factor_checked
 from liftopt.solvers.matching import solve_matching
-from liftopt.solvers.result import Callback, Run, iterate
+from liftopt.solvers.result import Callback, Record, Run, iterate
 
 Array = npt.NDArray[Any]
 Order = Literal["parallel", "sequence"]
@@ -64,6 +64,23 @@ class DescentState:
     factors: tuple[SpdFactor, ...] = ()
     age: int = 0
 
+    def state(self) -> dict[str, Any]:
+        """The point as a tree."""
+        return {
+            "blocks": [self.blocks.weights, self.blocks.biases, self.blocks.values],
+            "steps": self.steps,
+            "pairs": self.pairs.state(),
+            "factors": [[factor.lower, factor.jitter, factor.rcond] for factor in self.factors],
+            "age": self.age,
+        }
+
+    @classmethod
+    def of_state(cls, state: Mapping[str, Any]) -> DescentState:
+        """Inverse of :meth:`state`."""
+        factors = tuple(SpdFactor(*parts) for parts in state["factors"])
+        pairs, steps = Pairs.of_state(state["pairs"]), tuple(state["steps"])
+        return cls(Blocks(*map(tuple, state["blocks"])), steps, pairs, factors, state["age"])
+
 
 @dataclass(frozen=True)
 class BlockDescent:
@@ -88,32 +105,35 @@ class BlockDescent:
 
     def run(
         self,
-        blocks: Blocks,
+        start: Blocks | DescentState,
         *,
         max_iter: int,
         tol: float,
         callback: Callback | None = None,
-        on_sweep: Callable[[Blocks], None] = lambda blocks: None,
+        on_sweep: Callable[[DescentState], None] = lambda state: None,
+        past: Sequence[Record] = (),
     ) -> Run[DescentState]:
-        """Sweeps from ``blocks`` until the largest residual is at most ``tol``, or rounding rules.
+        """Sweeps from ``start`` until the largest residual is at most ``tol``, or rounding rules.
 
-        ``on_sweep`` receives every new point, ``callback`` every history record (true stops).
+        ``on_sweep`` receives every new state, ``callback`` every history record (true stops). A run goes on
+        from one of its states with the ``past`` records before it.
         """
 
         def sweep(state: DescentState) -> DescentState:
             following = self.sweep(state)
-            on_sweep(following.blocks)
+            on_sweep(following)
             return following
 
         return iterate(
             sweep,
-            DescentState(blocks, (1.0,) * len(blocks.values), Pairs()),
+            DescentState(start, (1.0,) * len(start.values), Pairs()) if isinstance(start, Blocks) else start,
             measure=lambda state: self.problem.measure(state.blocks),
             max_iter=max_iter,
             tol=tol,
             stall_after=3,
             stall_rtol=1e-9,
             callback=callback,
+            past=past,
         )
 
     def sweep(self, state: DescentState) -> DescentState:

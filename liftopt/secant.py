@@ -7,7 +7,7 @@ blocks) that is scaled to the last pair.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -43,6 +43,16 @@ class Pairs:
 
     def __len__(self) -> int:
         return len(self._pairs)
+
+    def state(self) -> dict[str, Any]:
+        """The pairs as a tree."""
+        return {"last": self._last, "pairs": self._pairs}
+
+    @classmethod
+    def of_state(cls, state: Mapping[str, Any]) -> Pairs:
+        """Inverse of :meth:`state`."""
+        last = None if state["last"] is None else Located(*state["last"])
+        return cls(last, tuple((step, change) for step, change in state["pairs"]))
 
     def extended(self, here: Located) -> Pairs:
         """With the pair from the last point to ``here``, if the function curves upward between them."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Generic, Literal, TypeVar
@@ -212,6 +212,7 @@ def iterate(
     stall_after: int | None = None,
     stall_rtol: float = 0.0,
     callback: Callback | None = None,
+    past: Sequence[Record] = (),
 ) -> Run[State]:
     """Run ``step`` until the largest residual is at most ``tol`` or a budget ends.
 
@@ -237,6 +238,9 @@ def iterate(
         Relative improvement of the best objective that counts as progress.
     callback : callable, optional
         Called with each history record; a true return value stops the run.
+    past : sequence of mapping
+        Records of a run (with ``check_every=1``) that goes on from ``state``, whose own record is not among
+        them.
 
     Returns
     -------
@@ -244,9 +248,11 @@ def iterate(
         The last state whose objective was finite; never an unmeasured one.
     """
     start = time.perf_counter()
-    history: list[Record] = []
+    history: list[Record] = list(past)
     stalled = _Stall(stall_after, stall_rtol)
-    seen, n_iter = measure(state), 0
+    for record in past:
+        stalled.at(record["objective"])
+    seen, n_iter = measure(state), len(past)
     while True:
         elapsed = time.perf_counter() - start
         record = {"iteration": n_iter, "time": elapsed, "objective": seen.objective}

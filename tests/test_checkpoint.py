@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from sklearn.datasets import load_diabetes, load_iris
 
 from liftopt import (
+    FenchelRegressor,
     ManifoldClassifier,
     ManifoldRegressor,
     ModelFileError,
@@ -144,6 +146,7 @@ FITS = {
     "manifold": "ManifoldClassifier((12, 8), max_iter=20, ",
     "cycle": "ManifoldClassifier((12,), **{**PAPER, 'max_iter': 6}, ",
     "stochastic": "FenchelClassifier(hidden_layer_sizes=(12, 8), mode='stochastic', max_iter=8, ",
+    "monotone": "FenchelClassifier(hidden_layer_sizes=(8,), mode='monotone', max_iter=6, ",
     "adam": "BackpropClassifier(hidden_layer_sizes=(8,), max_iter=7, early_stopping=True, ",
     "refine": "BackpropClassifier(hidden_layer_sizes=(8,), max_iter=7, sampling='momentum', ",
     "ternary": "TernaryClassifier(hidden_layer_sizes=(8,), tol=0.0, max_iter=6, ",
@@ -183,6 +186,25 @@ def test_a_killed_fit_ends_with_the_same_network(method, tmp_path):
     assert not path.exists()
     assert len(resumed.history_) == len(expected.history_)
     assert same_network(resumed.network_, expected.network_)
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize("schedule", ["fixed", "augmented"])
+@pytest.mark.parametrize("after", [2, 9, 12])
+def test_the_monotone_mode_goes_on_in_any_of_its_runs(schedule, after, tmp_path):
+    X, y = load_diabetes(return_X_y=True)
+    settings: dict[str, Any] = {
+        "hidden_layer_sizes": (6,), "mode": "monotone", "max_iter": 6, "random_state": 0,
+        "multiplier_schedule": schedule,
+    }  # fmt: skip
+    path = tmp_path / "c"
+    with pytest.warns(UserWarning, match="interrupted"):
+        FenchelRegressor(checkpoint=path, callback=interrupted_after(after), **settings).fit(X, y)
+    resumed = FenchelRegressor(checkpoint=path, **settings).fit(X, y)
+    expected = FenchelRegressor(**settings).fit(X, y)
+    assert same_network(resumed.network_, expected.network_)
+    assert [r["objective"] for r in resumed.history_] == [r["objective"] for r in expected.history_]
+    assert resumed.n_iter_ == expected.n_iter_
 
 
 def test_an_unseeded_fit_goes_on_with_its_own_numbers(tmp_path):
