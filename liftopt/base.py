@@ -10,7 +10,9 @@ both only set ``network_`` in ``fit``. A classifier's network has one output a c
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -195,6 +197,19 @@ def _weights(sample_weight: Any, X: Array) -> Array | None:
     return weights
 
 
+_held_rows: ContextVar[Array | None] = ContextVar("liftopt_held_rows", default=None)
+
+
+@contextmanager
+def holding_out(rows: Array | None) -> Iterator[None]:
+    """Let a fit inside hold out these rows (sorted indices): its start has not seen them. None: as it likes."""
+    token = _held_rows.set(rows)
+    try:
+        yield
+    finally:
+        _held_rows.reset(token)
+
+
 def holdout_split(
     data: TrainingData, fraction: float, random_state: np.random.RandomState
 ) -> tuple[Array, Array]:
@@ -202,13 +217,15 @@ def holdout_split(
 
     Rows of zero weight are not held out: they could not judge anything.
     The hold-out is empty when ``fraction`` is 0 or it would have fewer than 10 rows: callers then have no
-    validation score and must say so.
+    validation score and must say so. Inside of :func:`holding_out` it is the one given there.
     """
     if not 0.0 <= fraction < 1.0:
         raise ValueError(f"validation_fraction must be in [0, 1), got {fraction!r}")
     n = data.X.shape[0]
     if fraction == 0.0:  # and no random number is drawn, so that weights equal repetitions
         return np.arange(n), np.empty(0, dtype=np.intp)
+    if (given := _held_rows.get()) is not None:
+        return np.setdiff1d(np.arange(n), given), given
     groups = np.zeros(n, dtype=np.intp) if data.codes is None else data.codes
     order = random_state.permutation(n)
     order = order[np.argsort(groups[order], kind="stable")]

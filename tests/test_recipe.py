@@ -7,7 +7,8 @@ import pytest
 from sklearn.base import clone
 from sklearn.datasets import load_diabetes, load_iris
 
-from liftopt import BackpropClassifier, FenchelClassifier, ManifoldClassifier, SplineClassifier
+from liftopt import BackpropClassifier, FenchelClassifier, ManifoldClassifier, SplineClassifier, stream
+from liftopt.base import TrainingData, _held_rows, holding_out, holdout_split
 from liftopt.methods import METHODS, make_estimator, method_names
 from liftopt.recipe import Recipe
 
@@ -21,19 +22,64 @@ STARTED = [
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
 
-def test_stages_start_from_each_other():
+def test_stages_start_from_each_other(monkeypatch):
     X, y = load_iris(return_X_y=True)
+    seen = []
+
+    def fit(self, X, y, sample_weight=None):
+        seen.append((type(self).__name__, X, self.init, _held_rows.get()))
+        return original[type(self)](self, X, y, sample_weight)
+
+    kinds = (ManifoldClassifier, FenchelClassifier, BackpropClassifier)
+    original = {kind: kind.fit for kind in kinds}
+    for kind in kinds:
+        monkeypatch.setattr(kind, "fit", fit)
     recipe = make_estimator("manifold+fenchel+adam", "classification", common=COMMON).fit(X, y)
-    first = ManifoldClassifier(**COMMON).fit(X, y)
-    second = FenchelClassifier(init=first.network_, **COMMON).fit(X, y)
-    third = BackpropClassifier(init=second.network_, **COMMON).fit(X, y)
     assert [stage.name for stage in recipe.stages_] == ["manifold", "fenchel", "adam"]
-    for stage, alone in zip(recipe.stages_, (first, second, third), strict=True):
-        np.testing.assert_array_equal(stage.estimator.network_(X), alone.network_(X))
-    np.testing.assert_array_equal(recipe.predict(X), third.predict(X))
-    assert recipe.score(X, y) == third.score(X, y)
-    assert recipe.network_ is recipe.stages_[-1].estimator.network_
-    assert recipe.n_iter_ == first.n_iter_ + second.n_iter_ + third.n_iter_
+    assert [name for name, *_ in seen] == [kind.__name__ for kind in kinds]
+    networks = [stage.estimator.network_ for stage in recipe.stages_]
+    assert [init for _, _, init, _ in seen] == [None, *networks[:-1]]
+    np.testing.assert_array_equal(recipe.predict(X), recipe.stages_[-1].estimator.predict(X))
+    assert recipe.score(X, y) > 0.8
+    assert recipe.network_ is networks[-1]
+    assert recipe.n_iter_ == sum(stage.estimator.n_iter_ for stage in recipe.stages_)
+
+
+@pytest.mark.parametrize("task", ["classification", "regression"])
+def test_no_stage_is_judged_on_rows_that_its_start_has_seen(task, rng):
+    X = np.arange(200.0)[:, None]
+    recipe = make_estimator("manifold+fenchel+adam", task, common={"random_state": 0})
+    splits = recipe._splits(X, np.arange(200) % 3, None)
+    (first, none), *later = splits
+    assert none is None
+    for (before, _), (rows, held) in zip(splits, later, strict=False):
+        assert len(held) == len(rows) // 10 or task == "classification"
+        assert set(before) == set(rows) - set(rows[held])
+    assert len(later[-1][0]) == 200
+    assert len(first) > 150
+    weight = np.ones(200)
+    weight[3] = 0
+    assert all(
+        held is None and len(rows) == 200 for rows, held in recipe._splits(X, np.arange(200) % 3, weight)
+    )
+
+
+def test_methods_hold_out_what_they_are_told_to(rng):
+    X, y = rng.normal(size=(50, 2)), np.arange(50) % 2
+    data = TrainingData(X, np.eye(2)[y], y, None)
+    held = np.array([3, 4, 30])
+    with holding_out(held):
+        train, found = holdout_split(data, 0.2, np.random.RandomState(0))
+        assert holdout_split(data, 0.0, np.random.RandomState(0))[1].size == 0
+    np.testing.assert_array_equal(found, held)
+    np.testing.assert_array_equal(np.sort(np.r_[train, held]), np.arange(50))
+    assert len(holdout_split(data, 0.2, np.random.RandomState(0))[1]) == 10
+
+
+def test_streams_are_refused_with_the_remedy():
+    X, y = load_iris(return_X_y=True)
+    with pytest.raises(ValueError, match="a recipe needs rows in memory"):
+        make_estimator("manifold+adam", "classification").fit(stream(X, y), None)
 
 
 def test_history_and_seconds_count_on():
