@@ -202,7 +202,7 @@ _held_rows: ContextVar[Array | None] = ContextVar("liftopt_held_rows", default=N
 
 @contextmanager
 def holding_out(rows: Array | None) -> Iterator[None]:
-    """Let a fit inside hold out these rows (sorted indices): its start has not seen them. None: as it likes."""
+    """Let a fit inside hold out these rows (sorted indices), new to its start; None: as it likes."""
     token = _held_rows.set(rows)
     try:
         yield
