@@ -28,9 +28,7 @@ from liftopt.activations import Activation, Identity, Softmax, get_activation
 from liftopt.layers import Dense
 from liftopt.methods import Task, make_estimator
 from liftopt.network import Network
-from liftopt.recording import Recorder as Recorder
 from liftopt.recording import SurroundedFit
-from liftopt.recording import run_interruptible as run_interruptible
 from liftopt.solvers.moments import Moments, moments
 from liftopt.solvers.validation import as_count
 from liftopt.stream_estimator import StreamEstimator

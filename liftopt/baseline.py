@@ -21,7 +21,6 @@ from liftopt.backprop import Optimizer, Schedule, Settings, descend
 from liftopt.base import (
     NetworkClassifier,
     NetworkRegressor,
-    Recorder,
     TrainingData,
     check_layer_sizes,
     holdout_split,
@@ -31,6 +30,7 @@ from liftopt.base import (
 from liftopt.input_map import make_input_map, standardise
 from liftopt.network import Network
 from liftopt.preparation import Frame
+from liftopt.recording import Recorder
 from liftopt.solvers.result import Callback, Record
 from liftopt.torch_interop import import_torch
 

@@ -10,15 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.utils import check_random_state
 
-from liftopt.base import (
-    Recorder,
-    TrainingData,
-    check_layer_sizes,
-    holdout_split,
-    initial_network,
-    run_interruptible,
-    score_outputs,
-)
+from liftopt.base import TrainingData, check_layer_sizes, holdout_split, initial_network, score_outputs
 from liftopt.block_steps import BlockTrainer
 from liftopt.continuation import Descent, Outcome, descend_lifted
 from liftopt.fenchel_chunks import StreamState, fit_chunks
@@ -31,6 +23,7 @@ from liftopt.losses import CLASSIFICATION_HEADS, CrossEntropy, Head, get_head
 from liftopt.monotone import Order
 from liftopt.network import Network
 from liftopt.preparation import affine_outputs, mapped
+from liftopt.recording import Recorder, run_interruptible
 from liftopt.repair import start_of_blocks
 from liftopt.solvers.least_squares import solve_ridge
 from liftopt.solvers.result import Callback, Record

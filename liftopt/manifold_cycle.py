@@ -34,12 +34,13 @@ from scipy.special import softmax
 from sklearn.exceptions import ConvergenceWarning
 
 from liftopt.activations import Activation
-from liftopt.base import Recorder, TrainingData, holdout_split, run_interruptible, score_of
+from liftopt.base import TrainingData, holdout_split, score_of
 from liftopt.checkpoint import State
 from liftopt.heads import FitPlan, fit_head, output_layer, target_moments
 from liftopt.input_map import InputMap, fold
 from liftopt.layers import Dense, Layer, Normalize
 from liftopt.network import Network
+from liftopt.recording import Recorder, run_interruptible
 from liftopt.solvers.affine import AffineMap
 from liftopt.solvers.least_squares import solve_ridge
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from sklearn.exceptions import ConvergenceWarning
 
 from liftopt.activations import Activation, Identity
-from liftopt.base import Recorder, TrainingData, holdout_split, run_interruptible, score_outputs
+from liftopt.base import TrainingData, holdout_split, score_outputs
 from liftopt.checkpoint import State, random_bits, restore_bits
 from liftopt.heads import FitPlan, fit_head, output_layer, target_moments
 from liftopt.input_map import InputMap, fold, unfold
@@ -32,6 +32,7 @@ from liftopt.manifold_descent import (
     initial_weights,
 )
 from liftopt.network import Network
+from liftopt.recording import Recorder, run_interruptible
 from liftopt.solvers.affine import AffineMap
 
 Array = npt.NDArray[Any]

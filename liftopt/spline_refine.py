@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from liftopt.backprop import Settings, descend
-from liftopt.base import Recorder, TrainingData, score_of
+from liftopt.base import TrainingData, score_of
 from liftopt.input_map import standardise
 from liftopt.network import Network
 from liftopt.preparation import Frame
+from liftopt.recording import Recorder
 from liftopt.solvers.result import Record
 
 _RATE = 1e-3  # Adam at 1e-2 destroys the start within ten steps

@@ -21,14 +21,7 @@ from scipy import special
 from sklearn.utils import check_random_state
 
 from liftopt.activations import ReLU, get_activation
-from liftopt.base import (
-    Recorder,
-    TrainingData,
-    check_layer_sizes,
-    holdout_split,
-    initial_network,
-    run_interruptible,
-)
+from liftopt.base import TrainingData, check_layer_sizes, holdout_split, initial_network
 from liftopt.discrete_loop import SearchLoop
 from liftopt.discrete_search import Objective
 from liftopt.discrete_stages import Stage, quantise_stages, random_stages, with_numbers
@@ -36,6 +29,7 @@ from liftopt.input_map import InputMap, standardise, unfold
 from liftopt.layers import Dense
 from liftopt.network import Network
 from liftopt.packing import Packing
+from liftopt.recording import Recorder, run_interruptible
 from liftopt.repair import start_of_blocks
 from liftopt.solvers.least_squares import solve_ridge
 from liftopt.solvers.network_search import search_network

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
-from liftopt.base import NetworkClassifier, NetworkRegressor, Recorder
+from liftopt.base import NetworkClassifier, NetworkRegressor
 from liftopt.methods import METHODS, Method
 from liftopt.network import dense_network
+from liftopt.recording import Recorder
 
 # the same examples in every run, and no verdict from the clock of a busy machine
 settings.register_profile("repeatable", derandomize=True, deadline=None)

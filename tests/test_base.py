@@ -12,17 +12,16 @@ from sklearn.metrics import accuracy_score, r2_score
 
 from liftopt import Conv2d, Dense, Flatten, Network, get_activation
 from liftopt.base import (
-    Recorder,
     TrainingData,
     check_layer_sizes,
     holdout_split,
     initial_network,
-    run_interruptible,
     score_of,
     score_outputs,
     starting_network,
 )
 from liftopt.methods import make_estimator
+from liftopt.recording import Recorder, run_interruptible
 
 
 def classes(codes, weight=None, X=None):
