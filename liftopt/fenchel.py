@@ -113,7 +113,8 @@ class FenchelClassifier(LiftedTraining, NetworkClassifier):
         Labels in the order of the outputs.
     history_ : list of mapping
         Stochastic: hold-out loss, ``validation_score``, training loss, noise level and step a pass.
-        Monotone: objective, block residuals, lifted loss, forward loss, their gap and the penalties a sweep.
+        Monotone: objective, block residuals, lifted loss, forward loss, their gap, the penalties and
+        ``validation_score`` a sweep.
     n_iter_ : int
         Passes or sweeps done.
 

@@ -22,10 +22,9 @@ from liftopt.linear_maps import channels_last, linear_maps, rebuild
 from liftopt.losses import CLASSIFICATION_HEADS, CrossEntropy, Head, get_head
 from liftopt.monotone import Order
 from liftopt.network import Network
-from liftopt.preparation import affine_outputs, mapped
+from liftopt.preparation import affine_outputs, mapped, with_ridge_head
 from liftopt.recording import Recorder, run_interruptible
 from liftopt.repair import start_of_blocks
-from liftopt.solvers.least_squares import solve_ridge
 from liftopt.solvers.result import Callback, Record
 from liftopt.solvers.validation import as_count, as_scalar
 from liftopt.stochastic import Budget, Rows, StochasticRun
@@ -42,7 +41,6 @@ _WHITEN_FROM, _SHARE = 257, 0.95  # features from which only that share of the v
 _MULTIPLIERS = {"stochastic": 0.2, "monotone": 1.0}
 _RIDGE_PATH = (1e-1, 1e-2, 1e-3, 1e-4)  # monotone mode; many rows need the last one only
 _PATH_ROWS = 5_000
-_START_ROWS = 3000
 _FIRST_CHUNK = 10  # rows
 _NOISE_FROM = 50  # mapped inputs; fewer carry no redundancy that noise could spare
 _MOST_HELD = 5_000  # held-out rows
@@ -171,7 +169,10 @@ class LiftedTraining:
         outcome.go_on_from(recorder.resumed())
 
         def report(record: Record) -> bool:
-            return recorder.add(**{k: v for k, v in record.items() if k not in ("iteration", "time")})
+            facts = {k: v for k, v in record.items() if k not in ("iteration", "time")}
+            if held.size:
+                facts["validation_score"] = score_outputs(unseen.outputs(outcome.blocks), data.rows(held))
+            return recorder.add(**facts)
 
         name = type(self).__name__
         run_interruptible(lambda: descend_lifted(lifted, outcome, settings, report), name, recorder)
@@ -378,18 +379,4 @@ class LiftedTraining:
             return start if input_map is None else unfold(start, input_map)
         sizes = (data.X.shape[1], *check_layer_sizes(self.hidden_layer_sizes), data.target.shape[1])
         network = initial_network(sizes, self.activation, data.task, data.X.dtype, random_state)
-        return _with_ridge_head(network, data, self._head(data, mode))
-
-
-def _with_ridge_head(network: Network, data: TrainingData, head: Head) -> Network:
-    """``network`` with its head fitted to (scaled) targets on the random features of a few rows."""
-    few = data.rows(np.arange(min(_START_ROWS, data.X.shape[0])))
-    features = network.hidden(few.X)[-1] if len(network.layers) > 1 else few.X
-    weight = few.weight if few.weight is not None and few.weight.sum() > 0 else None
-    found = solve_ridge(
-        features, head.fitting_scores(few.target), alpha=1e-2, relative=True, sample_weight=weight
-    ).x
-    last, dtype = network.layers[-1], network.dtype
-    assert isinstance(last, Dense)
-    fitted = Dense(found.weight.astype(dtype), found.intercept.astype(dtype), last.activation)
-    return Network([*network.layers[:-1], fitted], network.input_shape)
+        return with_ridge_head(network, data, self._head(data, mode))

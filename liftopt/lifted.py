@@ -169,11 +169,13 @@ class LiftedProblem:
         """The relaxed objective."""
         return sum(self.costs(blocks)) + self.ridge(blocks.weights)
 
+    def outputs(self, blocks: Blocks) -> Array:
+        """Last pre-activation of the network itself."""
+        return self.linear(self.forward(blocks.weights, blocks.biases), len(self.maps) - 1)
+
     def forward_loss(self, blocks: Blocks) -> float:
         """Mean loss of the network itself, ridge excluded."""
-        passed = self.forward(blocks.weights, blocks.biases)
-        last = len(self.maps) - 1
-        return float(self.share @ self.row_cost(last, self.linear(passed, last), None))
+        return float(self.share @ self.row_cost(len(self.maps) - 1, self.outputs(blocks), None))
 
     def value_gradient(self, blocks: Blocks, layer: int) -> Array:
         """Gradient of a sample's cost beyond ``V = blocks.values[layer]`` with respect to that ``V``."""

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
 import numpy.typing as npt
 
 from liftopt.base import TrainingData
 from liftopt.input_map import InputMap, fold, reciprocal, unfold
 from liftopt.layers import Dense
+from liftopt.losses import Head
 from liftopt.network import Network
+from liftopt.solvers.least_squares import solve_ridge
 
 Array = npt.NDArray[Any]
+
+_START_ROWS = 3000
 
 
 class Frame(NamedTuple):
@@ -56,3 +61,17 @@ def affine_outputs(network: Network, scale: Array, shift: Array) -> Network:
     weight, bias = last.weight * scale, last.bias * scale + shift
     head = Dense(weight.astype(network.dtype), bias.astype(network.dtype), last.activation)
     return Network([*network.layers[:-1], head], network.input_shape, network.metadata)
+
+
+def with_ridge_head(network: Network, data: TrainingData, head: Head) -> Network:
+    """``network`` with its head fitted to (scaled) targets on the random features of a few rows."""
+    few = data.rows(np.arange(min(_START_ROWS, data.X.shape[0])))
+    features = network.hidden(few.X)[-1] if len(network.layers) > 1 else few.X
+    weight = few.weight if few.weight is not None and few.weight.sum() > 0 else None
+    found = solve_ridge(
+        features, head.fitting_scores(few.target), alpha=1e-2, relative=True, sample_weight=weight
+    ).x
+    last, dtype = network.layers[-1], network.dtype
+    assert isinstance(last, Dense)
+    fitted = Dense(found.weight.astype(dtype), found.intercept.astype(dtype), last.activation)
+    return Network([*network.layers[:-1], fitted], network.input_shape)

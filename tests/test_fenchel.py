@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_diabetes, load_digits, load_iris, make_regression
 from sklearn.exceptions import ConvergenceWarning
+from sklearn.metrics import log_loss
 from sklearn.model_selection import train_test_split
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
@@ -49,6 +50,20 @@ def test_step_race_forgives_a_far_first_step(digits, factor):
     model = FenchelClassifier(step=0.08 * factor, mode="stochastic", max_iter=15, random_state=0).fit(X, y)
     assert model.history_[0]["step"] != 0.08 * factor
     assert model.score(X_test, y_test) > 0.96
+
+
+@pytest.mark.parametrize("mode", ["stochastic", "monotone"])
+def test_every_pass_has_a_validation_score(digits, mode):
+    X, _, y, _ = digits
+    model = FenchelClassifier(mode=mode, max_iter=3, random_state=0).fit(X[:500], y[:500])
+    scores = [record["validation_score"] for record in model.history_]
+    assert 0.5 < max(scores) <= 1.0
+
+
+def test_scores_of_the_margin_head_are_calibrated(digits):
+    X, X_test, y, y_test = digits
+    model = FenchelClassifier(mode="stochastic", max_iter=15, random_state=0).fit(X, y)
+    assert log_loss(y_test, model.predict_proba(X_test)) < 0.2
 
 
 def test_monotone_history_falls_and_reports_the_gap():
