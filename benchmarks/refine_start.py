@@ -130,7 +130,6 @@ def study(name: str, recipe: str, seeds: tuple[int, ...], quick: bool) -> dict[s
 def row_of(found: dict[str, Any]) -> list[Any]:
     """Row of the table."""
     gain = 100 * (np.array(found["accuracy"]["refine"]) - found["adam"]["accuracy"])
-    spent = sum(np.array(values) for values in ordered("cpu"))
 
     def ordered(key: str) -> list[Any]:
         return [found[key][stage] for stage in found["stages"]]
