@@ -37,6 +37,9 @@ from liftopt.streams import ChunkRows, as_stream
 Array = npt.NDArray[Any]
 
 
+FEWEST_HELD = 10  # rows that can judge anything
+
+
 class TrainingData(NamedTuple):
     """Checked training input.
 
@@ -214,8 +217,8 @@ def holdout_split(
     """Indices (train, hold-out) of a random split, stratified by class, every class kept in train.
 
     Rows of zero weight are not held out: they could not judge anything.
-    The hold-out is empty when ``fraction`` is 0 or it would have fewer than 10 rows: callers then have no
-    validation score and must say so. Inside of :func:`holding_out` it is the one given there.
+    The hold-out is empty when ``fraction`` is 0 or it would have fewer than ``FEWEST_HELD`` rows: callers
+    then have no validation score and must say so. Inside of :func:`holding_out` it is the one given there.
     """
     if not 0.0 <= fraction < 1.0:
         raise ValueError(f"validation_fraction must be in [0, 1), got {fraction!r}")
@@ -232,7 +235,7 @@ def holdout_split(
     held = rank < np.floor(fraction * counts)[groups[order]]
     if data.weight is not None:
         held &= data.weight[order] > 0
-    if held.sum() < 10:
+    if held.sum() < FEWEST_HELD:
         return np.arange(n), np.empty(0, dtype=np.intp)
     return np.sort(order[~held]), np.sort(order[held])
 

@@ -19,6 +19,7 @@ from sklearn.exceptions import ConvergenceWarning
 from liftopt.activations import get_activation
 from liftopt.backprop import Optimizer, Schedule, Settings, descend
 from liftopt.base import (
+    FEWEST_HELD,
     NetworkClassifier,
     NetworkRegressor,
     TrainingData,
@@ -130,11 +131,13 @@ class _Backprop:
         self, data: TrainingData, random_state: np.random.RandomState
     ) -> tuple[TrainingData, TrainingData | None]:
         """Training and held-out rows."""
-        if not self.early_stopping:
+        auto = self.early_stopping == "auto"
+        too_few = auto and self.validation_fraction * data.X.shape[0] < FEWEST_HELD  # and nothing is drawn
+        if not self.early_stopping or too_few:
             return data, None
         rows, held = holdout_split(data, self.validation_fraction, random_state)
         if held.size == 0:
-            if self.early_stopping == "auto":
+            if auto:
                 return data, None
             warnings.warn(
                 f"{type(self).__name__}: too few rows to hold any out, early_stopping has no effect",

@@ -1,13 +1,14 @@
 """Refinement of networks by gradients, through the function and through the method of that name."""
 
 import sys
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 from sklearn.datasets import load_diabetes, load_digits, load_iris
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import train_test_split
+from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from liftopt import (
     AvgPool2d,
@@ -23,7 +24,16 @@ from liftopt import (
     refine,
 )
 from liftopt.layers import Normalize
-from liftopt.methods import make_estimator
+from liftopt.methods import Task, make_estimator
+
+SMALL: dict[str, Any] = {"max_iter": 5, "hidden_layer_sizes": (20,)}
+
+
+@parametrize_with_checks(
+    [make_estimator("refine", task, **SMALL) for task in get_args(Task)], xfail_strict=True
+)
+def test_scikit_learn_checks(estimator, check):
+    check(estimator)
 
 
 def digits():
