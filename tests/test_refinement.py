@@ -29,6 +29,7 @@ from liftopt.methods import Task, make_estimator
 SMALL: dict[str, Any] = {"max_iter": 5, "hidden_layer_sizes": (20,)}
 
 
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 @parametrize_with_checks(
     [make_estimator("refine", task, **SMALL) for task in get_args(Task)], xfail_strict=True
 )
