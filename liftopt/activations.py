@@ -36,7 +36,17 @@ class Activation:
     """An activation and the convex functions that belong to it.
 
     Subclasses are frozen dataclasses whose fields are the activation's parameters. To add one, subclass,
-    set ``name`` and ``lipschitz`` and implement the five functions; ``prox`` has a generic fallback.
+    set ``name`` and ``lipschitz`` and implement the five functions; ``prox`` has a generic fallback. All act
+    entrywise on arrays of any shape, but for :class:`Softmax`, which acts on rows.
+
+    Attributes
+    ----------
+    name : str
+        Key in the table of activations.
+    lipschitz : float
+        Lipschitz constant of ``phi``.
+    range : tuple of float
+        Interval of the values, to which targets are clipped.
     """
 
     name: ClassVar[str]
@@ -368,6 +378,11 @@ def get_activation(spec: str | Activation | Mapping[str, Any]) -> Activation:
     ----------
     spec : str, Activation or mapping
         A name of :data:`ACTIVATIONS` (with default parameters), an instance, or ``Activation.config()``.
+
+    Returns
+    -------
+    Activation
+        A given instance is returned as it is.
 
     Raises
     ------

@@ -36,10 +36,32 @@ class StageRun:
 class Run:
     """One fit of one method on one split, judged on rows it has not seen.
 
-    ``score`` is the test accuracy or R2; times are seconds, those of the selection apart from those of the
-    fit; ``validation_score`` is what the chosen ``parameters`` were chosen by (None: nothing to choose);
-    ``nbytes`` and ``n_parameters`` belong to the trained network; ``notes`` are the warnings it gave;
-    ``stages`` are those of a recipe.
+    Attributes
+    ----------
+    method : str
+        Name of the entrant.
+    repeat : int
+        Which split, or seed.
+    score : float
+        Test accuracy or R2.
+    wall, cpu : float
+        Seconds of the fit.
+    search_wall, search_cpu : float
+        Seconds of the selection.
+    validation_score : float or None
+        What ``parameters`` were chosen by; None: nothing to choose.
+    parameters : mapping
+        The chosen ones.
+    n_parameters, nbytes : int or None
+        Size of the trained network.
+    n_iter : int or None
+        Iterations of the fit.
+    history : sequence of mapping
+        Its records.
+    notes : sequence of str
+        The warnings it gave.
+    stages : sequence of StageRun
+        Those of a recipe.
     """
 
     method: str

@@ -149,6 +149,11 @@ def load(
     dtype : {float32, float64}
         Of ``X``.
 
+    Returns
+    -------
+    Dataset
+        Raw features; nothing is scaled or imputed beyond what ``columns`` says.
+
     Raises
     ------
     ValueError

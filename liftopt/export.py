@@ -32,7 +32,22 @@ _CHECKED_ROWS = 64
 
 
 def export_onnx(network: Network, path: str | os.PathLike[str]) -> None:
-    """Write ``network`` as an ONNX model, atomically; see :meth:`liftopt.Network.to_onnx`."""
+    """Write ``network`` as an ONNX model, atomically; see :meth:`liftopt.Network.to_onnx`.
+
+    Parameters
+    ----------
+    network : Network
+        Of layers and activations that ONNX has.
+    path : path-like
+        Target file; ``.onnx`` by custom.
+
+    Raises
+    ------
+    ImportError
+        If onnx is missing; the message names the extra.
+    ValueError
+        If an activation has no ONNX operator, or a weight exceeds float32.
+    """
     write_atomically(Path(path), to_onnx(network, {"liftopt": __version__}))
 
 
@@ -80,7 +95,17 @@ FORMATS: Mapping[str, FileFormat] = {
 def onnx_difference(network: Network, path: str | os.PathLike[str]) -> float | None:
     """Largest difference of the outputs of an ONNX file to those of ``network`` on random rows.
 
-    Relative to the largest output where that exceeds one; None without onnxruntime.
+    Parameters
+    ----------
+    network : Network
+        What was written.
+    path : path-like
+        The ONNX file.
+
+    Returns
+    -------
+    float or None
+        Relative to the largest output where that exceeds one; None without onnxruntime.
     """
     try:
         import onnxruntime
@@ -95,6 +120,16 @@ def onnx_difference(network: Network, path: str | os.PathLike[str]) -> float | N
 
 def load_torch(path: str | os.PathLike[str]) -> Any:
     """``nn.Sequential`` from a file of :func:`export_torch`; no code of the file is executed.
+
+    Parameters
+    ----------
+    path : path-like
+        The file.
+
+    Returns
+    -------
+    torch.nn.Sequential
+        As :meth:`liftopt.Network.to_torch` makes it.
 
     Raises
     ------

@@ -267,14 +267,13 @@ class FenchelClassifier(LiftedTraining, NetworkClassifier):
 class FenchelRegressor(LiftedTraining, NetworkRegressor):
     """Regressor trained by block descent on the Fenchel-lifted problem; several outputs are allowed.
 
-    Targets are scaled to unit variance during training, exactly undone in the network.
+    Targets are scaled to unit variance during training, exactly undone in the network. Parameters that are
+    not listed are those of :class:`FenchelClassifier`.
 
     Parameters
     ----------
     loss : {"auto", "squared", "huber"}
         Head; ``"auto"`` is squared, ``"huber"`` bends at one standard deviation of the target.
-    others
-        As in :class:`FenchelClassifier`.
 
     Attributes
     ----------

@@ -151,7 +151,7 @@ class Conv2d:
         return self.stored.shape
 
     def patches(self, X: Array) -> Array:
-        """Receptive fields, shape (n, height_out, width_out, channels_in * height * width)."""
+        """Receptive fields in ``X``, shape (n, height_out, width_out, channels_in * height * width)."""
         margin = (self.padding, self.padding)
         padded = np.pad(X, ((0, 0), (0, 0), margin, margin)) if self.padding else X
         windows = sliding_window_view(padded, self.weight_shape[2:], axis=(2, 3))
@@ -159,7 +159,7 @@ class Conv2d:
         return windows.reshape(*windows.shape[:3], -1)
 
     def linear(self, X: Array) -> Array:
-        """Pre-activation, shape (n, channels_out, height_out, width_out)."""
+        """Pre-activation of ``X``, shape (n, channels_out, height_out, width_out)."""
         kernels = self.weight.reshape(self.weight_shape[0], -1).T
         out = self.patches(X) @ kernels
         out += self.bias
@@ -209,7 +209,18 @@ class Conv2d:
 
 @dataclass(frozen=True, eq=False)
 class AvgPool2d:
-    """Mean over non-overlapping ``size`` x ``size`` windows; incomplete windows at the edge are dropped."""
+    """Mean over non-overlapping windows of (n, channels, height, width); incomplete ones are dropped.
+
+    Parameters
+    ----------
+    size : int
+        Height and width of a window.
+
+    Raises
+    ------
+    ValueError
+        If ``size`` is not positive.
+    """
 
     size: int
     kind: ClassVar[str] = "avg_pool2d"
@@ -219,7 +230,7 @@ class AvgPool2d:
             raise ValueError(f"AvgPool2d needs size >= 1, got {self.size}")
 
     def linear(self, X: Array) -> Array:
-        """The pooled batch (pooling is linear)."""
+        """The pooled batch ``X`` (pooling is linear)."""
         n, channels, height, width = X.shape
         rows, columns = height // self.size, width // self.size
         whole = X[:, :, : rows * self.size, : columns * self.size]
@@ -245,7 +256,7 @@ class AvgPool2d:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], arrays: Mapping[str, Array]) -> AvgPool2d:
-        """Inverse of :meth:`config`."""
+        """Inverse of :meth:`config`; ``arrays`` is empty."""
         return cls(config["size"])
 
     def __str__(self) -> str:
@@ -259,7 +270,7 @@ class Flatten:
     kind: ClassVar[str] = "flatten"
 
     def linear(self, X: Array) -> Array:
-        """The batch as a matrix."""
+        """The batch ``X`` as a matrix (n, features)."""
         return X.reshape(X.shape[0], -1)
 
     def __call__(self, X: Array) -> Array:
@@ -280,7 +291,7 @@ class Flatten:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], arrays: Mapping[str, Array]) -> Flatten:
-        """Inverse of :meth:`config`."""
+        """Inverse of :meth:`config`; ``arrays`` is empty."""
         return cls()
 
     def __str__(self) -> str:
@@ -294,7 +305,7 @@ class Normalize:
     kind: ClassVar[str] = "normalize"
 
     def linear(self, X: Array) -> Array:
-        """The scaled rows (the name is that of the other layers; the map is not linear)."""
+        """The scaled rows of ``X`` (the name is that of the other layers; the map is not linear)."""
         length = np.linalg.norm(X, axis=1, keepdims=True)
         return X / np.where(length > 0, length, 1).astype(X.dtype)
 
@@ -318,7 +329,7 @@ class Normalize:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], arrays: Mapping[str, Array]) -> Normalize:
-        """Inverse of :meth:`config`."""
+        """Inverse of :meth:`config`; ``arrays`` is empty."""
         return cls()
 
     def __str__(self) -> str:

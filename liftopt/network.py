@@ -36,7 +36,10 @@ _CHUNK_BYTES = 32 * 2**20
 
 
 class ModelFileError(ValueError):
-    """A model file is truncated, foreign, tampered with, or from a newer version."""
+    """A model file is truncated, foreign, tampered with, or from a newer version.
+
+    The message names the file and what is wrong with it.
+    """
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -114,7 +117,7 @@ class Network:
         return sum(array.nbytes for layer in self.layers for array in layer.arrays().values())
 
     def astype(self, dtype: npt.DTypeLike) -> Network:
-        """Copy with weights (or values and scales), biases in ``dtype``; packed codes are shared."""
+        """Copy with weights (or values and scales) and biases in ``dtype``; packed codes are shared."""
         cast = []
         for layer in self.layers:
             arrays = layer.arrays()
@@ -138,11 +141,11 @@ class Network:
         return self._forward(X, activate_last=True)
 
     def scores(self, X: npt.ArrayLike) -> Array:
-        """Pre-activation of the last layer: logits of a softmax head, the output itself of a linear one."""
+        """Last pre-activation for rows ``X``: logits of a softmax head, the output of a linear one."""
         return self._forward(X, activate_last=False)
 
     def hidden(self, X: npt.ArrayLike) -> list[Array]:
-        """Outputs of every layer but the last, for all rows at once."""
+        """Outputs of every layer but the last, for all rows of ``X`` at once."""
         values, current = [], self._as_batch(X)
         for layer in self.layers[:-1]:
             current = layer(current)
@@ -215,6 +218,16 @@ class Network:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Network:
         """Read a network written by :meth:`save`.
+
+        Parameters
+        ----------
+        path : path-like
+            The file.
+
+        Returns
+        -------
+        Network
+            Equal bit for bit to the one written.
 
         Raises
         ------
@@ -289,6 +302,18 @@ class Network:
     @classmethod
     def from_torch(cls, module: torch.nn.Sequential, input_shape: Shape | None = None) -> Network:
         """Network equal to a ``torch.nn.Sequential`` of the layers and activations known here.
+
+        Parameters
+        ----------
+        module : torch.nn.Sequential
+            In the layout of :meth:`to_torch`.
+        input_shape : tuple of int, optional
+            Shape of one sample; derived from a first Linear.
+
+        Returns
+        -------
+        Network
+            In the dtype of the module.
 
         Raises
         ------

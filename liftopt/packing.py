@@ -79,7 +79,10 @@ class FiniteArray:
         *,
         packing: Packing = "bits",
     ) -> FiniteArray:
-        """Pack ``codes`` of shape ``(units, *unit_shape)``, integers below ``len(values)``."""
+        """Pack ``codes`` of shape ``(units, *unit_shape)``, integers below ``len(values)``.
+
+        ``values``, ``scale``, ``input_scale`` and ``packing`` are those of the class.
+        """
         if codes.size and int(codes.max()) >= values.size:
             raise ValueError(f"codes reach {int(codes.max())}, the value set has {values.size} elements")
         packed = pack_codes(codes.reshape(codes.shape[0], -1), values.size, packing)

@@ -75,7 +75,7 @@ class ConvergenceDisplay:
 
     @classmethod
     def from_estimator(cls, estimator: Any, **settings: Any) -> ConvergenceDisplay:
-        """Draw the ``history_`` of a fitted estimator or recipe; settings as for :meth:`from_history`.
+        """Draw the ``history_`` of a fitted ``estimator``; ``settings`` as for :meth:`from_history`.
 
         Raises
         ------
@@ -197,12 +197,12 @@ class NetworkDisplay:
 
     @classmethod
     def from_estimator(cls, estimator: Any, *, ax: Any = None, **settings: Any) -> NetworkDisplay:
-        """Draw the ``network_`` of a fitted estimator; settings as for the class."""
+        """Draw the ``network_`` of a fitted ``estimator`` on ``ax``; ``settings`` as for the class."""
         return cls.from_network(estimator.network_, ax=ax, **settings)
 
     @classmethod
     def from_network(cls, network: Network, *, ax: Any = None, **settings: Any) -> NetworkDisplay:
-        """Draw a network; settings as for the class.
+        """Draw ``network`` on ``ax`` or a new figure; ``settings`` as for the class.
 
         Raises
         ------
@@ -317,7 +317,7 @@ class ComparisonDisplay:
 
     @classmethod
     def from_comparison(cls, comparison: Comparison, *, ax: Any = None, **marks: Any) -> ComparisonDisplay:
-        """Draw a comparison on ``ax`` or a new figure; ``marks`` are properties as for ``ax.plot``.
+        """Draw ``comparison`` on ``ax`` or a new figure; ``marks`` are properties as for ``ax.plot``.
 
         Raises
         ------
@@ -327,7 +327,7 @@ class ComparisonDisplay:
         return cls(comparison).plot(ax, **marks)
 
     def plot(self, ax: Any = None, **marks: Any) -> ComparisonDisplay:
-        """Draw on ``ax``, or on a new figure."""
+        """Draw on ``ax``, or on a new figure; ``marks`` are properties as for ``ax.plot``."""
         if not self.comparison.runs:
             raise ValueError("the comparison has no finished run to draw")
         self.ax_ = _axes(ax)

@@ -30,7 +30,17 @@ _HELD_OUT, _MOST_HELD = 0.1, 5_000
 
 
 class Stage(NamedTuple):
-    """One fitted method of a recipe, and the seconds since the recipe began."""
+    """One fitted method of a recipe.
+
+    Attributes
+    ----------
+    name : str
+        Name of the method.
+    estimator : object
+        Fitted.
+    wall, cpu : float
+        Seconds since the recipe began.
+    """
 
     name: str
     estimator: Any

@@ -133,6 +133,11 @@ def fold_row_scaling(network: Network, X: npt.ArrayLike) -> Network:
     X : array-like of shape (n, features)
         Rows that are typical.
 
+    Returns
+    -------
+    Network
+        Without Normalize layers, in the dtype of ``network``.
+
     Raises
     ------
     ValueError

@@ -28,7 +28,10 @@ _PIXEL_RANGE = 255
 
 
 class ChunkError(ValueError):
-    """Rows of a stream are missing, truncated, of another width or dtype, or not finite."""
+    """Rows of a stream are missing, truncated, of another width or dtype, or not finite.
+
+    The message names the chunk, its rows and the file.
+    """
 
 
 class Source(Protocol):

@@ -278,8 +278,9 @@ class SplineClassifier(_SplineEstimator, NetworkClassifier):
         Ridge: ``mean cross-entropy + alpha / 2 |A|^2`` over standardised terms.
     max_degree : int
         Largest number of variables in a term; interactions help classes less often than they cost time.
-    max_terms, interaction, max_knots, minspan, endspan, tol, pruning, penalty, cv, refine, \
-    n_jobs, random_state
+    max_terms, interaction, max_knots, minspan, endspan, tol
+        As for :class:`SplineRegressor`.
+    pruning, penalty, cv, refine, n_jobs, random_state
         As for :class:`SplineRegressor`.
 
     Attributes

@@ -69,7 +69,7 @@ class SplineReport:
         ]
 
     def formula(self, output: int = 0, digits: int = 6) -> str:
-        """The spline of one output as a text formula in raw units."""
+        """The spline of one ``output`` as a text formula in raw units, numbers to ``digits`` digits."""
         check_is_fitted(self)
         parts = []
         for index, value in enumerate(self.spline_.coefficients[:, output]):
@@ -142,7 +142,7 @@ class SplineReport:
         return grid, partial_dependence(self.spline_, rows, variable, np.asarray(grid, dtype=np.float64))
 
     def plot_partial(self, X: Any, variables: Sequence[int] | None = None) -> Any:
-        """Matplotlib figure of the partial curves, by default of the six most important variables."""
+        """Matplotlib figure of the partial curves over rows ``X``: six most important ``variables`` by default."""
         check_is_fitted(self)
         rows = validate_data(self, X, dtype=(np.float64, np.float32), reset=False)
         if variables is None:

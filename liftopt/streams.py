@@ -88,6 +88,19 @@ class Chunk:
 class Stream:
     """Rows in chunks, with or without targets; made by :func:`stream`.
 
+    Parameters
+    ----------
+    X : Source
+        Features.
+    y, weight : Source or None
+        Targets and weights, in as many rows.
+    memory_limit : int
+        Bytes one process may take for data.
+    executor : Executor
+        Works on the chunks.
+    callback : callable or None
+        As for :func:`stream`.
+
     Attributes
     ----------
     n_rows, n_features : int
@@ -178,7 +191,10 @@ class Stream:
         return self.reduce(partial(_moments_of, dtype), Moments.__add__, checks_rows=True)
 
     def fold_moments(self, folds: int = 5, *, dtype: npt.DTypeLike | None = None) -> list[Moments]:
-        """Statistics of ``folds`` disjoint sets of chunks, for :func:`liftopt.solvers.solve_ridge_folds`."""
+        """Statistics of ``folds`` disjoint sets of chunks, for :func:`liftopt.solvers.solve_ridge_folds`.
+
+        ``dtype`` is as for :meth:`moments`.
+        """
         if not 2 <= folds <= len(self.chunks):
             raise ValueError(
                 f"{folds} folds need as many chunks, the stream has {len(self.chunks)}: lower memory_limit"
@@ -200,7 +216,7 @@ class Stream:
         return X, y, weight
 
     def load_for(self, who: str) -> tuple[Array, Array | None, Array | None]:
-        """All rows, if the memory limit allows.
+        """All rows, if the memory limit allows; ``who`` asks for them stands in the message.
 
         Raises
         ------
@@ -218,7 +234,7 @@ class Stream:
         return self.load()
 
     def sample(self, n_rows: int, random_state: int = 0) -> tuple[Array, Array | None, Array | None]:
-        """Rows drawn without replacement, in their order: features, targets, weights."""
+        """``n_rows`` drawn by ``random_state`` without replacement, in order: features, targets, weights."""
         rng = np.random.default_rng(random_state)
         chosen = np.sort(rng.choice(self.n_rows, min(n_rows, self.n_rows), replace=False))
         parts = list(self.map(partial(chosen_rows, chosen)))
@@ -234,7 +250,7 @@ class Stream:
         return np.array([self.n_rows, self.n_features, len(self.chunks)]), np.stack(ends)
 
     def require_target(self, who: str) -> None:
-        """Refuse a stream without targets."""
+        """Refuse a stream without targets, in the name of ``who``."""
         if self._y is None:
             raise ValueError(f"{who} needs targets: give y= or target= to stream()")
 

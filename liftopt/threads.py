@@ -49,6 +49,11 @@ def limit_threads(threads: int) -> Iterator[None]:
     threads : int
         Threads of BLAS and OpenMP, process-wide while the context lasts.
 
+    Yields
+    ------
+    None
+        The former limits return at the end.
+
     Raises
     ------
     ValueError

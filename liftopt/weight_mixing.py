@@ -41,10 +41,22 @@ _SHORTEST = 2.0**-12  # step length below which rounding decides
 class Mixture(NamedTuple):
     """Coefficients of stored weights, and what they are worth on the held-out rows.
 
-    ``coefficients`` (k,) are those to use; ``kept`` names them. ``loss``, ``uniform_loss``, ``single_loss``:
-    held-out losses of these, of the uniform mean and of the best single weights. ``gain``: of the solution
-    over the uniform mean, with its standard error over rows. ``gap``: the certificate at the solution, whose
-    coefficients are ``solution`` (k,).
+    Attributes
+    ----------
+    coefficients : ndarray of shape (k,)
+        Those to use.
+    kept : {"solution", "uniform"}
+        What they are.
+    loss, uniform_loss, single_loss : float
+        Held-out losses of these, of the uniform mean and of the best single weights.
+    gain, gain_error : float
+        Gain of the solution over the uniform mean, and its standard error over rows.
+    gap : float
+        Certificate at the solution.
+    n_iter : int
+        Linearisations.
+    solution : ndarray of shape (k,)
+        Coefficients of the solution, kept or not.
     """
 
     coefficients: Array

@@ -8,7 +8,15 @@ from .validation import Array
 
 
 class AffineMap(NamedTuple):
-    """``X -> X @ weight + intercept`` with weight (features, outputs) and intercept (outputs,)."""
+    """``X -> X @ weight + intercept``.
+
+    Attributes
+    ----------
+    weight : ndarray of shape (features, outputs)
+        Float64 from the solvers.
+    intercept : ndarray of shape (outputs,)
+        Same dtype.
+    """
 
     weight: Array
     intercept: Array

@@ -62,7 +62,20 @@ class BoxProblems(NamedTuple):
 def natural_residual(
     X: Array, gradient: Array, lower: npt.ArrayLike = 0.0, upper: npt.ArrayLike = np.inf
 ) -> Array:
-    """``max |x - clip(x - gradient)|`` of each row: zero exactly at the solution of a convex box problem."""
+    """``max |x - clip(x - gradient)|`` of each row: zero exactly at the solution of a convex box problem.
+
+    Parameters
+    ----------
+    X, gradient : ndarray of shape (n, d)
+        Points, one a row, and the gradients of the objective there.
+    lower, upper : array-like broadcastable to (n, d)
+        Bounds.
+
+    Returns
+    -------
+    ndarray of shape (n,)
+        In the units of ``X``.
+    """
     residual: Array = np.abs(X - np.clip(X - gradient, lower, upper)).max(axis=1, initial=0.0)
     return residual
 

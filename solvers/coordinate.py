@@ -87,7 +87,11 @@ def search_coordinates(
     Raises
     ------
     ValueError
-        If the value set is bad or ``start`` is not made of its elements.
+        If the value set is bad, ``start`` is not made of its elements, or a setting is out of range.
+
+    Notes
+    -----
+    A sweep evaluates the objective O(d m) times, a sweep of pairs O(d^2 m^2) times, m values.
     """
     begin = time.perf_counter()
     allowed, t = as_values(values), as_finite("start", start, ndim=1).astype(np.float64)
@@ -124,6 +128,20 @@ def search_coordinates(
 
 def brute_force(objective: Callable[[Array], float], d: int, values: npt.ArrayLike = TERNARY) -> Result:
     """Global minimum over all ``m^d`` points, for ``d <= 10``: the oracle of the searches.
+
+    Parameters
+    ----------
+    objective : callable
+        Maps a float64 vector (d,) to a number.
+    d : int
+        Number of coordinates.
+    values : array-like of shape (m,)
+        The finite set.
+
+    Returns
+    -------
+    Result
+        ``x`` (d,), status ``optimal``; ``m^d`` evaluations.
 
     Raises
     ------

@@ -100,6 +100,11 @@ def search_gram(
     ------
     ValueError
         On bad value sets, shapes, NaN entries.
+
+    Notes
+    -----
+    O(d^3 + d^2 k) to start. A sweep over a column costs O(d m) and O(d) for every accepted change; blocks add
+    O(d block m^block), pairs O(d^2 m^2).
     """
     from .gram_kernels import descend, descend_fixed  # compiled: imported where it is used
 

@@ -18,7 +18,17 @@ Array = npt.NDArray[Any]
 
 
 class Hinge(NamedTuple):
-    """One hinge: ``variable`` j, ``sign`` (+1, -1, or 0 for a linear term), ``knot`` t in raw units."""
+    """One hinge ``(sign (x_j - t))+`` of one variable.
+
+    Attributes
+    ----------
+    variable : int
+        Column j.
+    sign : {1, -1, 0}
+        Up, down, or 0 for the unclipped ``x_j - t``.
+    knot : float
+        t, in raw units.
+    """
 
     variable: int
     sign: int
@@ -57,12 +67,12 @@ class HingeBasis:
         return not self.product or self.degree <= 1
 
     def hinge(self, X: Array, hinge: Hinge) -> Array:
-        """Values (n,) of one hinge on raw rows."""
+        """Values (n,) of ``hinge`` on raw rows ``X`` (n, n_features)."""
         z = (X[:, hinge.variable] - hinge.knot) / self.scale[hinge.variable]
         return z if hinge.sign == 0 else np.maximum(hinge.sign * z, 0.0)
 
     def term(self, X: Array, index: int) -> Array:
-        """Values (n,) of one term on raw rows."""
+        """Values (n,) of the term at ``index`` on raw rows ``X`` (n, n_features)."""
         hinges = [self.hinge(X, hinge) for hinge in self.terms[index]]
         if not hinges:
             return np.ones(X.shape[0])
@@ -81,5 +91,5 @@ class HingeBasis:
         return HingeBasis(tuple(self.terms[int(index)] for index in keep), self.scale, self.product)
 
     def variables_of(self, index: int) -> tuple[int, ...]:
-        """Sorted variables of a term."""
+        """Sorted variables of the term at ``index``."""
         return tuple(sorted(hinge.variable for hinge in self.terms[index]))

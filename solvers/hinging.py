@@ -64,7 +64,7 @@ class HingingHyperplanes(NamedTuple):
     outer: Array
 
     def hinges(self, X: Array) -> Array:
-        """Values (n, hinges) of the hinges."""
+        """Values (n, hinges) of the hinges on rows ``X`` (n, features)."""
         return np.maximum(X @ self.slopes + self.offsets, 0.0)
 
     def __call__(self, X: Array) -> Array:

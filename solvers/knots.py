@@ -89,7 +89,17 @@ def refine_knots(
     Result
         ``x`` is the new basis, ``objective`` its RSS, never above that of the old one. ``info["factor"]`` and
         ``info["projections"]`` as for :func:`select_hinges`. The problem is not convex and the iteration a
-        descent with a budget: a status of ``stalled`` or ``max_iter`` is the normal end. O(n M^2) a step.
+        descent with a budget: a status of ``stalled`` or ``max_iter`` is the normal end.
+
+    Raises
+    ------
+    ValueError
+        If shapes do not fit, entries are not finite, a setting is out of range, or the terms are linearly
+        dependent on the rows.
+
+    Notes
+    -----
+    O(n M^2 + n R k (M + k)) operations a step for M terms and k knots that move.
     """
     X = as_finite("X", X, ndim=2).astype(np.float64, copy=False)
     Y = as_finite("Y", Y, ndim=2).astype(np.float64, copy=False)

@@ -15,7 +15,12 @@ returned, so rank-deficient data need no care.
 Precision rule: a Gram matrix known to ``rounding * lambda_max`` gives coefficients to about
 ``rounding / rcond`` relative. If that exceeds 1e-3, :func:`solve_ridge` climbs from float32 products (2e-7)
 to float64 products (4e-16) to a singular value decomposition of the rows, which does not square the condition
-number. Bjorck, "Numerical Methods for Least Squares Problems", SIAM 1996.
+number.
+
+References
+----------
+Bjorck, "Numerical Methods for Least Squares Problems", SIAM 1996.
+Izenman, "Reduced-rank regression for the multivariate linear model", J. Multivariate Analysis 1975.
 """
 
 from __future__ import annotations
@@ -69,12 +74,16 @@ def solve_ridge(
         ``x`` is a :class:`~liftopt.solvers.AffineMap` in float64; ``objective`` the minimised sum;
         ``residuals["stationarity"]`` the relative residual of the normal equations; ``residuals["rounding"]``
         the estimated relative error of the coefficients. ``info``: ``alpha`` (absolute), ``rank``, ``form``
-        ("gram", "dual" or "svd"), ``products`` (dtype). n d^2 + d^3 / 3 + 2 d^2 c operations for n >= d.
+        ("gram", "dual" or "svd"), ``products`` (dtype).
 
     Raises
     ------
     ValueError
         If an entry is not finite, shapes do not match, or ``alpha`` is negative.
+
+    Notes
+    -----
+    n d^2 + d^3 / 3 + 2 d^2 c operations for n >= d.
 
     Examples
     --------
@@ -104,13 +113,33 @@ def solve_ridge_moments(
     fit_intercept: bool = True,
     on_limit: OnLimit = "warn",
 ) -> Result:
-    """Ridge regression from sufficient statistics alone (:func:`solve_ridge` explains the parameters).
+    """Ridge regression from sufficient statistics alone.
+
+    Parameters
+    ----------
+    statistics : Moments
+        Sufficient statistics of the rows.
+    alpha, relative, fit_intercept
+        As for :func:`solve_ridge`.
+    on_limit : {"warn", "raise", "ignore"}
+        What to do when the status is ``stalled``.
 
     Returns
     -------
     Result
         As :func:`solve_ridge`, with status ``stalled`` if the statistics determine the coefficients to fewer
-        than three digits: accumulate them in float64 or raise ``alpha``. d^3 / 3 + 2 d^2 c operations.
+        than three digits: accumulate them in float64 or raise ``alpha``.
+
+    Raises
+    ------
+    ValueError
+        If ``alpha`` is negative.
+    SolverError
+        If the status is ``stalled`` and ``on_limit="raise"``.
+
+    Notes
+    -----
+    d^3 / 3 + 2 d^2 c operations.
     """
     start = time.perf_counter()
     alpha = as_scalar("alpha", alpha, low=0.0)
@@ -123,8 +152,7 @@ def solve_reduced_rank_ridge(
     """Ridge regression with coefficients of rank at most ``rank``.
 
     Minimises ``sum_i w_i |x_i W + b - y_i|^2 + alpha |W|_F^2`` over ``rank(W) <= rank``: the ridge solution
-    times the projector on the leading eigenvectors of ``cross' (gram + alpha I)^-1 cross``. Izenman,
-    "Reduced-rank regression for the multivariate linear model", Journal of Multivariate Analysis 1975.
+    times the projector on the leading eigenvectors of ``cross' (gram + alpha I)^-1 cross`` (Izenman).
 
     Parameters
     ----------
@@ -146,6 +174,10 @@ def solve_reduced_rank_ridge(
     ------
     ValueError
         If ``rank`` is not a positive integer or ``alpha`` is negative.
+
+    Notes
+    -----
+    d^3 / 3 + 2 d^2 c + 2 d c^2 + 9 c^3 operations.
     """
     begin = time.perf_counter()
     rank = min(as_count("rank", rank), statistics.shape[1])

@@ -41,11 +41,11 @@ class SpdFactor:
         return self.unwhiten(self.whiten(rhs))
 
     def whiten(self, rhs: npt.ArrayLike) -> Array:
-        """``lower^-1 rhs``."""
+        """``lower^-1 rhs`` for rhs (d,) or (d, k): d^2 k operations."""
         return solve_triangular(self.lower, np.asarray(rhs), lower=True, check_finite=False)
 
     def unwhiten(self, rhs: npt.ArrayLike) -> Array:
-        """``lower^-T rhs``."""
+        """``lower^-T rhs`` for rhs (d,) or (d, k): d^2 k operations."""
         return solve_triangular(self.lower, np.asarray(rhs), lower=True, trans="T", check_finite=False)
 
 

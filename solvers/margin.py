@@ -10,10 +10,14 @@ fixed targets ``T = Y max(Y F, 1)`` it is ridge regression with a Gram matrix th
 every round costs two products with X on one Cholesky factor. Such a round is a majorise-minimise step:
 monotone, with or without momentum (:mod:`liftopt.solvers.acceleration`). Newton's method solves ridge
 regression on the rows inside the margin, one class at a time, and ends after finitely many steps
-(Mangasarian, "A finite Newton method for classification", Optimization Methods and Software 2002).
+(Mangasarian).
 
 The duality gap uses the multipliers ``beta = 2 max(1 - Y F, 0)``, balanced so that ``sum_i w_i beta_i y_i =
 0``.
+
+References
+----------
+Mangasarian, "A finite Newton method for classification", Optimization Methods and Software 2002.
 """
 
 from __future__ import annotations
@@ -137,8 +141,7 @@ def solve_margin(
     sample_weight : array-like of shape (n,), optional
         Non-negative weights; an integer weight equals that many copies of the row.
     method : {"accelerated", "dragging", "newton"}
-        Rounds of dragged targets with or without momentum (4 n d c operations each after n d^2 for the
-        factor), or Newton steps (up to n d^2 c each; few, and to full precision).
+        Rounds of dragged targets with or without momentum, or Newton steps (few, and to full precision).
     start : AffineMap, optional
         Start; zero by default.
     max_iter : int
@@ -164,6 +167,10 @@ def solve_margin(
     ------
     ValueError
         If labels are not -1 or +1, shapes do not match, an entry is not finite, or a setting is out of range.
+
+    Notes
+    -----
+    Rounds: n d^2 operations for the factor, then 4 n d c each. Newton: up to n d^2 c operations a step.
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")

@@ -120,7 +120,8 @@ def solve_matching(
 
     Notes
     -----
-    Primal: n d^2 + d^3 / 3 once, then 4 n d h a step. Kernel: n^2 d + n^3 / 3 once, then 4 n^2 h.
+    Operations for d features, h outputs. Primal: n d^2 + d^3 / 3 once, then 4 n d h a step. Kernel:
+    n^2 d + n^3 / 3 once, then 4 n^2 h a step.
     """
     data = _Data.build(X, V, ridge, prox, init, sample_weight, fit_intercept)
     bound = as_scalar("lipschitz", lipschitz, low=0.0, strict=True)

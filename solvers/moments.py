@@ -168,10 +168,22 @@ def moments(
 
 
 def moments_of_chunks(chunks: Iterable[Sequence[Any]], *, dtype: npt.DTypeLike | None = None) -> Moments:
-    """Accumulate the statistics of a stream of ``(X, Y)`` or ``(X, Y, sample_weight)`` chunks.
+    """Accumulate the statistics of a stream of chunks.
 
     Chunks are merged pairwise in a tree that depends on their number only: the same chunks give the same
     bits, wherever each was accumulated.
+
+    Parameters
+    ----------
+    chunks : iterable of (X, Y) or (X, Y, sample_weight)
+        Arrays as for :func:`moments`.
+    dtype : {float32, float64}, optional
+        As for :func:`moments`.
+
+    Returns
+    -------
+    Moments
+        At most log2(chunks) partial statistics of d (d + c) numbers are held.
 
     Raises
     ------
@@ -182,7 +194,25 @@ def moments_of_chunks(chunks: Iterable[Sequence[Any]], *, dtype: npt.DTypeLike |
 
 
 def tree_reduce(merge: Callable[[Value, Value], Value], values: Iterable[Value]) -> Value:
-    """Reduce a stream by pairwise merges in a fixed tree, holding at most log2(n) partial values."""
+    """Reduce a stream by pairwise merges in a fixed tree.
+
+    Parameters
+    ----------
+    merge : callable
+        Joins two neighbours, the earlier one first.
+    values : iterable
+        n values; at most log2(n) partial ones are held.
+
+    Returns
+    -------
+    object
+        Depends on the values and on nothing else, rounding included.
+
+    Raises
+    ------
+    ValueError
+        If there is no value.
+    """
     stack: list[tuple[int, Value]] = []
     for value in values:
         size = 1
@@ -201,9 +231,28 @@ def tree_reduce(merge: Callable[[Value, Value], Value], values: Iterable[Value])
 def row_chunks(
     X: npt.ArrayLike, Y: npt.ArrayLike, sample_weight: npt.ArrayLike | None = None, *, rows: int | None = None
 ) -> Iterator[tuple[Array, Array, Array | None]]:
-    """Yield ``(X, Y, weights)`` by row ranges; pages of memory maps are released after each.
+    """Yield arrays by row ranges; pages of memory maps are released after each.
 
-    ``rows`` a chunk, by default as many as 32 MB of ``X`` hold. Shapes are checked before the first chunk.
+    Parameters
+    ----------
+    X : array-like of shape (n, d)
+        Features.
+    Y : array-like of shape (n, c) or (n,)
+        Targets.
+    sample_weight : array-like of shape (n,), optional
+        Non-negative weights.
+    rows : int, optional
+        Rows a chunk; by default as many as 32 MB of ``X`` hold.
+
+    Yields
+    ------
+    tuple of ndarray
+        ``(X, Y, weights)`` of the range, views where possible; weights None if there are none.
+
+    Raises
+    ------
+    ValueError
+        Before the first chunk, if shapes do not match or a weight is negative.
     """
     X, Y = np.asanyarray(X), np.asanyarray(Y)
     if X.ndim != 2 or Y.ndim not in (1, 2):

@@ -31,7 +31,15 @@ Array = npt.NDArray[Any]
 
 
 class DiscreteNetwork(NamedTuple):
-    """Weights ``values[codes]`` of every layer; biases: last row of ``codes[l]`` (m_(l-1) + 1, m_l)."""
+    """Weights ``values[codes[l]]`` of every layer l.
+
+    Attributes
+    ----------
+    values : ndarray of shape (m,)
+        The sorted value set.
+    codes : tuple of ndarray of shape (m_(l-1) + 1, m_l)
+        Places in ``values``; the last row of each is the bias.
+    """
 
     values: Array
     codes: tuple[Array, ...]
@@ -97,6 +105,11 @@ def search_network(
     ------
     ValueError
         On bad value sets, shapes, NaN entries.
+
+    Notes
+    -----
+    A sweep tries (m - 1) p changes, p the number of weights; one in layer l costs up to
+    O(n times the weights above layer l).
     """
     begin = time.perf_counter()
     rows, targets = as_finite("X", X, ndim=2), as_finite("Y", Y, ndim=2)

@@ -53,7 +53,7 @@ class PruningPath:
         return np.setdiff1d(np.arange(self.rss.size), self.order[: self.rss.size - size])
 
     def gcv(self, n_samples: float, penalty: float) -> Array:
-        """GCV of every size, ``inf`` where the effective parameters reach ``n_samples``."""
+        """GCV (M,) of every size, ``penalty`` a knot; ``inf`` where the parameters reach ``n_samples``."""
         return gcv(self.rss, np.arange(1, self.rss.size + 1), n_samples, penalty)
 
     def fit(self, keep: Array) -> tuple[Array, Array]:
@@ -86,7 +86,18 @@ def prune_terms(factor: npt.ArrayLike, projections: npt.ArrayLike, rss: float) -
     Returns
     -------
     PruningPath
-        O(M^3) time; the RSS along it agrees with fresh least-squares fits to rounding.
+        The RSS along it agrees with fresh least-squares fits to rounding.
+
+    Raises
+    ------
+    ValueError
+        If an entry is not finite or ``rss`` is negative.
+    LinAlgError
+        If ``factor`` is singular.
+
+    Notes
+    -----
+    O(M^3) operations.
     """
     R = as_finite("factor", factor, ndim=2)
     z = as_finite("projections", projections, ndim=2)

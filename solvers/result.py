@@ -24,7 +24,23 @@ Callback = Callable[[Record], bool | None]
 
 
 class Status(StrEnum):
-    """Why a solver stopped. The set is closed; heuristics never say ``optimal``."""
+    """Why a solver stopped. The set is closed; heuristics never say ``optimal``.
+
+    Attributes
+    ----------
+    OPTIMAL
+        The residuals meet ``tol``, and prove a global optimum.
+    LOCAL_OPTIMUM
+        A stationary point, or no change of the stated kind helps.
+    EXHAUSTED
+        A greedy search came to its end.
+    MAX_ITER, TIME_LIMIT, STALLED
+        A budget ended, or progress did: the point is usable, a residual may exceed ``tol``.
+    INTERRUPTED
+        The callback asked for it.
+    DIVERGED, NONFINITE, INFEASIBLE, UNBOUNDED, SOLVER_ERROR
+        Failures: the point must not be used.
+    """
 
     OPTIMAL = "optimal"
     LOCAL_OPTIMUM = "local_optimum"
@@ -67,7 +83,17 @@ _ADVICE = {
 
 @dataclass(frozen=True)
 class Measure:
-    """Objective and named residuals of one state; ``info`` joins the history record."""
+    """Objective and residuals of one state.
+
+    Attributes
+    ----------
+    objective : float
+        Its value; one that is not finite ends the run.
+    residuals : mapping of str to float
+        The largest is compared with ``tol``.
+    info : mapping
+        Joins the history record.
+    """
 
     objective: float
     residuals: Mapping[str, float] = field(default_factory=dict)
@@ -134,7 +160,13 @@ class Result:
 
 
 class SolverError(RuntimeError):
-    """A block could not be solved; ``result`` holds what was reached."""
+    """A block could not be solved.
+
+    Parameters
+    ----------
+    result : Result
+        What was reached; kept as the attribute ``result``.
+    """
 
     def __init__(self, result: Result) -> None:
         super().__init__(f"{result.status}: {result.message}")
@@ -170,7 +202,23 @@ def conclude(result: Result, on_limit: OnLimit = "warn") -> Result:
 
 @dataclass(frozen=True)
 class Run(Generic[State]):
-    """What :func:`iterate` returns: the last finite state, its measure, and the reason for stopping."""
+    """What :func:`iterate` returns.
+
+    Attributes
+    ----------
+    state : object
+        The last state whose objective was finite.
+    measure : Measure
+        Of that state.
+    status : Status
+        The reason for stopping.
+    n_iter : int
+        Steps taken to ``state``.
+    time : float
+        Wall-clock seconds.
+    history : tuple of mapping
+        One record a measure.
+    """
 
     state: State
     measure: Measure
@@ -187,7 +235,7 @@ class Run(Generic[State]):
         return f"{reached}; {advice}" if advice else reached
 
     def result(self, x: Any, **changes: Any) -> Result:
-        """Wrap the run as a :class:`Result` for solution ``x``."""
+        """Wrap the run as a :class:`Result` for solution ``x``, with ``changes`` of its fields."""
         fields: dict[str, Any] = {
             "objective": self.measure.objective,
             "status": self.status,

@@ -8,8 +8,12 @@ matrix has trace ``1 + sum_j L_j / (L_j + a)`` (the 1 is the free intercept). Th
     loo     mean of (residual_i / (1 - h_i))^2, exact             one more pass over the rows
     kfold   error on each fold, the others' statistics being the total minus the fold's
 
-with leverages ``h_i = w_i (1 / sum w + sum_j (x_i v_j)^2 / (L_j + a))``. Golub, Heath and Wahba, "Generalized
-cross-validation as a method for choosing a good ridge parameter", Technometrics 1979.
+with leverages ``h_i = w_i (1 / sum w + sum_j (x_i v_j)^2 / (L_j + a))``.
+
+References
+----------
+Golub, Heath, Wahba, "Generalized cross-validation as a method for choosing a good ridge parameter",
+Technometrics 1979.
 """
 
 from __future__ import annotations
@@ -69,27 +73,27 @@ class RidgePath:
         return AffineMap(coef, self.mean_y - self.mean_x @ coef)
 
     def residual_square(self, alphas: Array) -> Array:
-        """Weighted residual sum of squares, shape (alphas, c)."""
+        """Weighted residual sum of squares at ``alphas`` (g,), shape (g, c)."""
         shifted = self.eigenvalues + alphas[:, None]
         explained = (shifted + alphas[:, None]) / shifted**2 @ self.projection**2
         return np.maximum(self.target_square - explained, 0.0)
 
     def degrees_of_freedom(self, alphas: Array) -> Array:
-        """Trace of the hat matrix, shape (alphas,)."""
+        """Trace of the hat matrix at ``alphas`` (g,), shape (g,)."""
         shrinkage = self.eigenvalues / (self.eigenvalues + alphas[:, None])
         return np.isfinite(self.weight) + shrinkage.sum(axis=1)
 
     def gcv(self, alphas: Array) -> Array:
-        """Generalised cross-validation score, shape (alphas, c)."""
+        """Generalised cross-validation score at ``alphas`` (g,), shape (g, c)."""
         slack = np.maximum(1.0 - self.degrees_of_freedom(alphas) / self.n_rows, np.finfo(np.float64).eps)
         return self.residual_square(alphas) / self.n_rows / slack[:, None] ** 2
 
     def loo(
         self, alphas: Array, X: npt.ArrayLike, Y: npt.ArrayLike, sample_weight: npt.ArrayLike | None = None
     ) -> Array:
-        """Weighted mean of squared leave-one-out errors on the rows of the fit, shape (alphas, c).
+        """Weighted mean of squared leave-one-out errors at ``alphas`` (g,), shape (g, c).
 
-        2 n r (d + alphas c) operations, row chunks only.
+        ``X``, ``Y``, ``sample_weight`` are the rows of the fit: 2 n r (d + g c) operations, row chunks only.
         """
         spectrum = 1.0 / (self.eigenvalues + alphas[:, None])
         total, weight = np.zeros((alphas.size, self.mean_y.size)), 0.0
@@ -115,15 +119,24 @@ def ridge_path(
 ) -> RidgePath:
     """Diagonalise the ridge problem of ``X`` and ``Y`` (float64 products).
 
+    Parameters
+    ----------
+    X, Y, sample_weight, fit_intercept
+        As in :func:`~liftopt.solvers.solve_ridge`.
+
     Returns
     -------
     RidgePath
-        n d^2 + 9 d^3 operations for n >= d, else by singular values of the rows in about 6 n^2 d.
+        Every solution, float64.
 
     Raises
     ------
     ValueError
         As :func:`~liftopt.solvers.solve_ridge`.
+
+    Notes
+    -----
+    n d^2 + 9 d^3 operations for n >= d, else by singular values of the rows in about 6 n^2 d.
     """
     if np.ndim(X) == 2 and np.shape(X)[0] >= np.shape(X)[1]:
         return ridge_path_moments(
@@ -147,7 +160,24 @@ def ridge_path(
 
 
 def ridge_path_moments(statistics: Moments, *, fit_intercept: bool = True) -> RidgePath:
-    """Diagonalise the ridge problem of sufficient statistics: 9 d^3 operations."""
+    """Diagonalise the ridge problem of sufficient statistics.
+
+    Parameters
+    ----------
+    statistics : Moments
+        Of the rows.
+    fit_intercept : bool
+        Whether the intercept is free (else 0).
+
+    Returns
+    -------
+    RidgePath
+        Without eigenvalues below the rounding of the statistics.
+
+    Notes
+    -----
+    9 d^3 operations.
+    """
     centred = statistics if fit_intercept else statistics.uncentred()
     values, vectors = eigh(centred.gram, check_finite=False)
     noise = max(values.size * float(np.finfo(np.float64).eps), centred.rounding)
@@ -195,6 +225,11 @@ def solve_ridge_path(
     ------
     ValueError
         If a penalty is not positive, the criterion is unknown, there is one row only, or the data are bad.
+
+    Notes
+    -----
+    One factorisation, n d^2 + 9 d^3 operations for n >= d; then O(g d c) for GCV, 2 n d (d + g c) for
+    leave-one-out.
     """
     start = time.perf_counter()
     grid = _as_grid(alphas)
@@ -224,12 +259,16 @@ def solve_ridge_folds(
     Returns
     -------
     Result
-        As :func:`solve_ridge_path`; the solution is fitted to all folds. One eigendecomposition a fold.
+        As :func:`solve_ridge_path`; the solution is fitted to all folds.
 
     Raises
     ------
     ValueError
         If there are fewer than two folds or a penalty is not positive.
+
+    Notes
+    -----
+    One eigendecomposition a fold, 9 d^3 operations, and O(g d^2 c) for the errors on it.
     """
     start = time.perf_counter()
     grid = _as_grid(alphas)

@@ -38,7 +38,15 @@ _SOLVED = 1e-3  # mean loss at which separable data count as fitted
 
 
 class DiscreteAffine(NamedTuple):
-    """Discrete weights and float biases of one layer: ``X @ weights.dense() + bias``."""
+    """One layer ``X -> X @ weights.dense() + bias``.
+
+    Attributes
+    ----------
+    weights : FiniteWeights
+        Codes (d, K) and scales (K,).
+    bias : ndarray of shape (K,)
+        Float64.
+    """
 
     weights: FiniteWeights
     bias: Array
@@ -108,6 +116,10 @@ def search_softmax(
     ------
     ValueError
         On bad value sets, shapes, NaN entries or target rows off the simplex.
+
+    Notes
+    -----
+    A sweep costs O(nnz(X) K m) for m values, a Newton step of scales and biases O(n K^2).
     """
     begin = time.perf_counter()
     as_count("max_iter", max_iter)
@@ -168,7 +180,15 @@ class SearchPoint(NamedTuple):
 class SoftmaxSearch:
     """The data of :func:`search_softmax` in the order the search needs, for callers that own the loop.
 
-    Parameters are those of :func:`search_softmax`.
+    Parameters
+    ----------
+    X, Y, values, weights, threshold, refit
+        As for :func:`search_softmax`.
+
+    Raises
+    ------
+    ValueError
+        As :func:`search_softmax`.
     """
 
     def __init__(
@@ -198,7 +218,7 @@ class SoftmaxSearch:
         return softmax_origin(self.X, self.shape[1], self.values, self.weights)
 
     def at(self, x: DiscreteAffine) -> SearchPoint:
-        """The point of given weights, scales and biases refitted."""
+        """The point of the weights of ``x``, scales and biases refitted."""
         if x.weights.codes.shape != self.shape or not np.array_equal(x.weights.values, self.values):
             raise ValueError(f"start must hold codes of shape {self.shape} into the same values")
         P = (self.X @ x.weights.units().astype(self.X.dtype)).astype(np.float64)
@@ -211,7 +231,7 @@ class SoftmaxSearch:
         return SearchPoint(x, P, float(total - np.vdot(self._weighted, z)))
 
     def sweep(self, point: SearchPoint, rng: np.random.Generator | None = None) -> tuple[SearchPoint, int]:
-        """One pass over all entries (features in random order if ``rng`` is given), with its change count."""
+        """One pass over all entries from ``point`` (features shuffled by ``rng``), with its change count."""
         from .softmax_kernels import sweep  # compiled: imported where it is used
 
         d = self.shape[0]

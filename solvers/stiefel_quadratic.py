@@ -3,9 +3,8 @@
     min f(W) = tr(W'AW) - 2 tr(W'B)    over W (d, c),  W'SW = I
 
 With ``S = R R'`` and ``R'W`` in place of W the metric is the identity. The step ``W <- polar((qI - A) Z +
-B)``, ``q = lambda_max(A)``, minimises a majorant of f that touches it at Z (Nie, Zhang and Li, "A generalized
-power method for solving quadratic problem on the Stiefel manifold", Science China Information Sciences 2017);
-with Z extrapolated and restarted where f would rise (:mod:`liftopt.solvers.acceleration`) the descent stays
+B)``, ``q = lambda_max(A)``, minimises a majorant of f that touches it at Z (Nie, Zhang, Li); with Z
+extrapolated and restarted where f would rise (:mod:`liftopt.solvers.acceleration`) the descent stays
 monotone.
 
 At a stationary point ``AW + WL = B`` with the symmetric multiplier ``L = W'(B - AW)``. For any feasible Z, D
@@ -16,6 +15,11 @@ At a stationary point ``AW + WL = B`` with the symmetric multiplier ``L = W'(B -
 and since |D|_2 <= 2 the first two terms are at least ``-4 sum_j max(0, -(a_j + l_j))`` for the sorted
 eigenvalues of A and L. So ``a_1 + l_1 >= 0`` proves a global minimum, and otherwise the sum bounds the
 distance to it.
+
+References
+----------
+Nie, Zhang, Li, "A generalized power method for solving quadratic problem on the Stiefel manifold", Science
+China Information Sciences 2017.
 """
 
 from __future__ import annotations
@@ -60,7 +64,7 @@ def solve_stiefel_quadratic(
         Start, made feasible by its polar factor. By default the better one of ``polar(B)`` and the lowest
         eigenvectors of A turned towards B.
     max_iter : int
-        Largest number of iterations, 2 d^2 c operations each after one eigendecomposition of A.
+        Largest number of iterations.
     tol : float
         Bound on ``|AW + WL - B|_F / (|A|_2 sqrt(c) + |B|_F)``, L = sym(W'(B - AW)), in the metric of S; the
         floor is 64 units of rounding.
@@ -83,6 +87,10 @@ def solve_stiefel_quadratic(
     ------
     ValueError
         If shapes do not match or entries are not finite.
+
+    Notes
+    -----
+    One eigendecomposition of A, O(d^3), then 2 d^2 c operations and a polar factor an iteration.
     """
     metric = S if S is None or isinstance(S, SpdFactor) else factor_spd(S)
     problem = _Problem.build(as_square("A", A), as_tall("B", B), metric)

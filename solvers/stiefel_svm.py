@@ -9,8 +9,11 @@ for labels in {-1, +1}, Xc centred with the weights a. Each block is closed form
 targets (:mod:`liftopt.solvers.margin`), a is a simplex projection, and since ``tr(W'SW)`` is constant on the
 constraint set, W solves a linear problem in the metric S (:mod:`liftopt.solvers.stiefel`). With fixed a the
 objective decreases in every pass. With adaptive a the constraint set moves along and it need not: what is
-returned then is a fixed point of the cycle. Zhang, Jiao, Zhang and Li, "Manifold Neural Network With
-Non-Gradient Optimization", IEEE TPAMI 2023.
+returned then is a fixed point of the cycle.
+
+References
+----------
+Zhang, Jiao, Zhang, Li, "Manifold Neural Network With Non-Gradient Optimization", IEEE TPAMI 2023.
 """
 
 from __future__ import annotations
@@ -56,6 +59,10 @@ def solve_simplex_weights(losses: npt.ArrayLike, n_active: int) -> Result:
     ------
     ValueError
         If a loss is not finite or ``n_active`` is out of range.
+
+    Notes
+    -----
+    O(n log n).
     """
     start = time.perf_counter()
     f = as_finite("losses", losses, ndim=1).astype(np.float64, copy=False)
@@ -179,7 +186,7 @@ def solve_stiefel_svm(
     sample_weight : array-like of shape (n,), optional
         Non-negative; multiplies the weights, which are then normalised again.
     max_iter : int
-        Largest number of passes: n d^2 operations each with ``n_active``, else n d^2 once and 4 n d c each.
+        Largest number of passes.
     tol : float
         Bound on the relative change ``|W - W_previous|_F / |W|_F`` of one pass.
     time_limit : float
@@ -200,6 +207,10 @@ def solve_stiefel_svm(
     ------
     ValueError
         If labels are not -1 or +1, shapes do not match, an entry is not finite, or a setting is out of range.
+
+    Notes
+    -----
+    n d^2 operations a pass with ``n_active``, else n d^2 once and 4 n d c a pass.
     """
     X = as_finite("X", X, ndim=2)
     Y = as_labels(Y).astype(X.dtype)

@@ -45,8 +45,14 @@ _STALL_AFTER = 100  # the steps contract on where the objective no longer resolv
 class Above(NamedTuple):
     """The term above a value block, as a function of the next pre-activations (n, k).
 
-    ``value`` gives one number a row, ``gradient`` has the shape of its argument, ``curvature`` bounds the
-    largest eigenvalue of the Hessian of a row.
+    Attributes
+    ----------
+    value : callable
+        (n, k) to one number a row (n,).
+    gradient : callable
+        (n, k) to (n, k).
+    curvature : float
+        Bound on the largest eigenvalue of the Hessian of a row.
     """
 
     value: Callable[[Array], Array]
@@ -55,7 +61,18 @@ class Above(NamedTuple):
 
 
 def cross_entropy_above(Y: Array) -> Above:
-    """Softmax cross-entropy with class probabilities ``Y`` (n, classes)."""
+    """Softmax cross-entropy as the term above.
+
+    Parameters
+    ----------
+    Y : ndarray of shape (n, classes)
+        Class probabilities.
+
+    Returns
+    -------
+    Above
+        Of curvature 1/2.
+    """
     return Above(
         lambda scores: logsumexp(scores, axis=1) - np.einsum("ij,ij->i", scores, Y),
         lambda scores: softmax(scores, axis=1) - Y,
@@ -64,7 +81,18 @@ def cross_entropy_above(Y: Array) -> Above:
 
 
 def squares_above(T: Array) -> Above:
-    """``|scores - T|^2 / 2``."""
+    """``|scores - T|^2 / 2`` as the term above.
+
+    Parameters
+    ----------
+    T : ndarray of shape (n, k)
+        Targets of the next pre-activations.
+
+    Returns
+    -------
+    Above
+        Of curvature 1.
+    """
     return Above(lambda scores: 0.5 * np.sum((scores - T) ** 2, axis=1), lambda scores: scores - T, 1.0)
 
 
@@ -75,7 +103,24 @@ def matching_above(
     lam: float = 1.0,
     lipschitz: float = 1.0,
 ) -> Above:
-    """``lam [Phi(scores) - V scores]``: the lifted penalty of a next layer whose own targets are ``V``."""
+    """``lam [Phi(scores) - V scores]``: the lifted penalty of the next layer as the term above.
+
+    Parameters
+    ----------
+    V : ndarray of shape (n, k)
+        Targets of the next layer.
+    phi, potential : callable
+        Its activation and the convex potential ``Phi``, entrywise.
+    lam : float
+        Its multiplier.
+    lipschitz : float
+        Lipschitz constant of ``phi``.
+
+    Returns
+    -------
+    Above
+        Of curvature ``lam * lipschitz``.
+    """
     return Above(
         lambda scores: lam * np.sum(potential(scores) - V * scores, axis=1),
         lambda scores: lam * (phi(scores) - V),
@@ -283,6 +328,11 @@ def solve_quadratic_targets(
     ------
     ValueError
         If shapes do not fit, entries are not finite or ``lam`` is not positive.
+
+    Notes
+    -----
+    Identity: h^2 k + h^3 / 3 operations for the factor, 2 n h (h + k) for the samples. Else one box QP a
+    sample with a common Hessian: the cost of :func:`~liftopt.solvers.solve_box_qp`.
     """
     U, W, b = _checked(U, W, b)
     T = as_finite("T", T, ndim=2)

@@ -33,7 +33,15 @@ _FIRST_RHO, _RHO_GROWTH, _ATTEMPTS = 1.5, 3.0, 3
 
 
 class Unit(NamedTuple):
-    """One unit: ``codes`` (d,) into the value set, ``scale`` a, ``bias`` b."""
+    """One unit ``x -> scale * (x @ values[codes]) + bias``.
+
+    Attributes
+    ----------
+    codes : ndarray of shape (d,)
+        Places in the value set.
+    scale, bias : float
+        a and b.
+    """
 
     codes: Array
     scale: float
@@ -99,6 +107,15 @@ def improve_unit(
         Least gain of a single change in the model, and of the step in the exact loss.
     candidates : int
         Coordinates that enter the joint model.
+
+    Returns
+    -------
+    UnitStep or None
+        The new ``unit``, its ``pre_activation`` (n,), its exact ``loss`` and the number of ``changes``.
+
+    Notes
+    -----
+    O(n d + s q^2) for s sampled rows and q candidates, and at most three evaluations. Arrays are not checked.
     """
     model = _Model(features, values, unit, gradient, curvature, candidates, threshold)
     rho = _FIRST_RHO

@@ -36,7 +36,17 @@ MAX_VALUES = 256
 
 
 class FiniteWeights(NamedTuple):
-    """``values[codes] * scale``: sorted ``values`` (m,), uint8 ``codes`` (d, k), ``scale`` (k,)."""
+    """The matrix ``values[codes] * scale``.
+
+    Attributes
+    ----------
+    values : ndarray of shape (m,)
+        The sorted value set.
+    codes : ndarray of shape (d, k), uint8
+        Places in ``values``.
+    scale : ndarray of shape (k,)
+        Factor of each column.
+    """
 
     values: Array
     codes: Array
@@ -54,6 +64,16 @@ class FiniteWeights(NamedTuple):
 
 def as_values(values: npt.ArrayLike) -> Array:
     """Return a value set as a sorted float64 array.
+
+    Parameters
+    ----------
+    values : array-like of shape (m,)
+        2 to 256 different finite numbers.
+
+    Returns
+    -------
+    ndarray of shape (m,)
+        Sorted, float64.
 
     Raises
     ------
@@ -101,6 +121,10 @@ def quantize(
     ------
     ValueError
         On bad value sets, non-finite entries or negative importance.
+
+    Notes
+    -----
+    O(d m log(d m)) a column.
     """
     start = time.perf_counter()
     allowed = as_values(values)
