@@ -79,7 +79,7 @@ class SplineReport:
         return "\n".join(parts).removeprefix("+ ")
 
     def variable_importance(self, kind: Importance = "gcv") -> Array:
-        """Importance (n_features,) over the subsets of the pruning path, from size 2 to the one selected.
+        """Importance (n_features,) of a ``kind`` over the subsets of the pruning path up to the one selected.
 
         ``"rss"`` sums, over the subsets that use a variable, the fall of the residual sum of squares from
         the next smaller subset; ``"gcv"`` does so with GCV and may be negative; ``"nsubsets"`` counts the
@@ -142,7 +142,7 @@ class SplineReport:
         return grid, partial_dependence(self.spline_, rows, variable, np.asarray(grid, dtype=np.float64))
 
     def plot_partial(self, X: Any, variables: Sequence[int] | None = None) -> Any:
-        """Matplotlib figure of the partial curves over rows ``X``: six most important ``variables`` by default."""
+        """Matplotlib figure of the partial curves over ``X``, by default of six important ``variables``."""
         check_is_fitted(self)
         rows = validate_data(self, X, dtype=(np.float64, np.float32), reset=False)
         if variables is None:

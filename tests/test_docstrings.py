@@ -64,7 +64,7 @@ def documented_parameters(cls):
     names = listed(doc["Parameters"])
     if is_dataclass(cls) or issubclass(cls, tuple):
         names |= listed(doc["Attributes"])
-    for sibling in re.findall(r":class:`(\w+)`", inspect.getdoc(cls)):
+    for sibling in re.findall(r":class:`(\w+)`", inspect.getdoc(cls) or ""):
         other = getattr(sys.modules[cls.__module__], sibling)
         if issubclass(cls, BaseEstimator) and issubclass(other, BaseEstimator):
             names |= listed(sections(other)["Parameters"])
@@ -136,4 +136,4 @@ def test_solver_states_errors_cost_and_source(solver):
     assert doc["Raises"], "which errors?"
     assert COST.search("\n".join(doc["Notes"])), "Notes do not state the cost"
     module = sys.modules[solver.__module__].__doc__
-    assert NumpyDocString(inspect.cleandoc(module))["References"], "the module names no source"
+    assert NumpyDocString(inspect.cleandoc(module or ""))["References"], "the module names no source"
