@@ -308,7 +308,7 @@ class Network:
         module : torch.nn.Sequential
             In the layout of :meth:`to_torch`.
         input_shape : tuple of int, optional
-            Shape of one sample; derived from a first Linear.
+            Shape of one sample; derived from a first Linear or Unflatten.
 
         Returns
         -------

@@ -331,8 +331,8 @@ def solve_quadratic_targets(
 
     Notes
     -----
-    Identity: h^2 k + h^3 / 3 operations for the factor, 2 n h (h + k) for the samples. Else one box QP a
-    sample with a common Hessian: the cost of :func:`~liftopt.solvers.solve_box_qp`.
+    Without bounds h k^2 + k^3 / 3 operations for the factor and O(n k (h + k)) for the samples. Else one box
+    QP a sample with a common Hessian (h, h): the cost of :func:`~liftopt.solvers.solve_box_qp`.
     """
     U, W, b = _checked(U, W, b)
     T = as_finite("T", T, ndim=2)
