@@ -56,3 +56,36 @@ def test_dependent_terms_are_refused(rng):
     twice = HingeBasis(((), (Hinge(0, 1, 0.0),), (Hinge(0, 1, 0.0),)), np.ones(2))
     with pytest.raises(ValueError, match="linearly dependent"):
         refine_knots(twice, X, Y)
+
+
+def test_weights_are_repetitions_and_the_objective_is_that_of_the_solution(rng):
+    X, Y = kinked(rng)
+    Y = Y + 0.1 * rng.normal(size=Y.shape)
+    times = rng.integers(1, 4, len(X))
+    basis = HingeBasis(((), (Hinge(0, 1, 0.0),), (Hinge(1, -1, 0.0),)), np.ones(2))
+    weighted = refine_knots(basis, X, Y, sample_weight=times, margin=1)
+    repeated = refine_knots(basis, np.repeat(X, times, 0), np.repeat(Y, times, 0), margin=1)
+    assert weighted.objective == pytest.approx(repeated.objective, rel=1e-9)
+    root = np.sqrt(times)[:, None]
+    design, target = weighted.x(X) * root, Y * root
+    residual = target - design @ np.linalg.lstsq(design, target, rcond=None)[0]
+    assert weighted.objective == pytest.approx(np.sum(residual**2), rel=1e-9)
+
+
+@pytest.mark.parametrize("margin", [10, 60])
+def test_knots_keep_their_distance_from_either_end(rng, margin):
+    X = rng.uniform(-1, 1, (300, 1))
+    ends = np.maximum(X - 0.95, 0) + np.maximum(-0.95 - X, 0)
+    basis = HingeBasis(((), (Hinge(0, 1, 0.3),), (Hinge(0, -1, -0.3),)), np.ones(1))
+    result = refine_knots(basis, X, ends, margin=margin, max_iter=60)
+    up, down = (term[0].knot for term in result.x.terms[1:])
+    assert np.sum(np.greater(X, up)) >= margin
+    assert np.sum(np.less(X, down)) >= margin
+    assert up > 0.3
+    assert down < -0.3
+
+
+def test_a_margin_that_leaves_no_rows_between_is_cut_to_half_of_them(rng):
+    X, Y = kinked(rng, 21)
+    basis = HingeBasis(((), (Hinge(0, 1, 0.0),)), np.ones(2))
+    assert refine_knots(basis, X, Y, margin=100).objective >= 0.0

@@ -135,3 +135,9 @@ def test_bad_input_is_named():
         solve_ridge_folds([moments(X, Y)], alphas=ALPHAS)
     with pytest.raises(ValueError, match="X holds 200 NaN"):
         solve_ridge_path(X * np.nan, Y, alphas=ALPHAS)
+
+
+def test_only_a_grid_has_an_edge_to_warn_of(rng):
+    X, Y = rng.normal(size=(40, 3)), rng.normal(size=(40, 1))
+    assert solve_ridge_path(X, Y, alphas=[1.0]).message == ""
+    assert "extend alphas" in solve_ridge_path(X, Y, alphas=[1e-12, 1e-11]).message
