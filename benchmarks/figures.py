@@ -5,6 +5,8 @@ method. Rounding alone would flatten the rest and is left to the tables. Straigh
 too: they are drawn at the bytes of the search's network of the same shape, though the records saved them as
 floats.
 
+Fenchel networks: median test accuracy against median CPU time, one mark a budget, beside both Adams.
+
 Weight sampling: mean validation loss along the run, one curve a variant, for the cases named below.
 """
 
@@ -14,7 +16,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from common import RESULTS, ROOT
+from common import RESULTS, ROOT, median_iqr
 
 from liftopt.network import write_atomically
 from liftopt.svg import Axis, Series, standalone
@@ -65,6 +67,15 @@ def accuracy_series(rows: Sequence[Mapping[str, Any]], column: str) -> list[Seri
     return series
 
 
+def budget_series(curves: Mapping[str, Any]) -> list[Series]:
+    """Median accuracy in percent against median CPU seconds of every budget, one series a method."""
+    series = []
+    for colour, method in enumerate(("fenchel", "adam mapped", "adam raw")):
+        points = [(median_iqr(p["cpu"])[0], 100 * median_iqr(p["accuracy"])[0]) for p in curves[method]]
+        series.append(Series(method, [x for x, _ in points], [y for _, y in points], colour))
+    return series
+
+
 def loss_series(entry: Mapping[str, Any]) -> list[Series]:
     """Mean validation loss at the ends of the periods, one series a variant of a case."""
     series = []
@@ -88,6 +99,10 @@ def main() -> None:
     rows = [row for record in records for row in mnist_rows(record)]
     for name, axis in PICTURES.items():
         write(name, accuracy_series(rows, axis.label), axis, Axis("MNIST test accuracy %"))
+    found = json.loads((RESULTS / "fenchel_mnist.json").read_text())["results"]
+    for name, part in found.items():
+        axes = Axis("CPU s", log=True), Axis(f"{name} test accuracy %")
+        write(f"fenchel_{name}", budget_series(part["curves"]), *axes)
     cases = json.loads((RESULTS / "weight_sampling.json").read_text())["cases"]
     for name, case in CURVES.items():
         for entry in cases:
