@@ -92,7 +92,10 @@ def main() -> None:
         "title": "Fenchel: depth and convolution on MNIST",
         "columns": ["network", "method", "passes", "test accuracy, median (%)", "worst seed (%)", "CPU s"],
         "rows": rows,
-        "notes": "Adam on the same input map; peak rate chosen on held-out rows. LeNet-5: one seed. Times of a loaded machine.",
+        "notes": [
+            "Adam on the same input map; peak rate chosen on held-out rows.",
+            "LeNet-5: one seed. Times were taken while other work ran.",
+        ],
     }
     write_record("fenchel_depth", {"seeds": seeds, "results": results, "table": table}, quick=quick)
 
