@@ -110,7 +110,7 @@ class _Backprop:
             data = data.rows(np.flatnonzero(data.weight > 0))
         train, held_out = self._split(data, random_state)
         frame = Frame(
-            make_input_map(self.input_map, train.X, train.weight, random_state),
+            make_input_map(self.input_map, train.X, train.weight, random_state, start=self._given()),
             None if train.codes is not None else standardise(train.target, train.weight),
         )
         found = descend(
@@ -147,10 +147,16 @@ class _Backprop:
             return data, None
         return data.rows(rows), data.rows(held)
 
+    def _given(self) -> Network | None:
+        """Network of a warm start or of ``init``, if that is one."""
+        if self.warm_start and hasattr(self, "network_"):
+            return self.network_
+        return self.init if isinstance(self.init, Network) else None
+
     def _start(self, data: TrainingData, frame: Frame, random_state: np.random.RandomState) -> Network:
         """Network to start from, on mapped inputs and scaled targets."""
         hidden, activation = check_layer_sizes(self.hidden_layer_sizes), get_activation(self.activation)
-        init = self.network_ if self.warm_start and hasattr(self, "network_") else self.init
+        init = self._given() or self.init
         start = starting_network(init, data, random_state, hidden_layer_sizes=hidden)
         if start is None:
             width = data.X.shape[1] if frame.input_map is None else frame.input_map.n_components

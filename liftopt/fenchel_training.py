@@ -361,7 +361,7 @@ class LiftedTraining:
         if isinstance(spec, str) and spec == "auto":
             d = data.X.shape[1]
             spec = {"n_components": _SHARE if d >= _WHITEN_FROM else None, "max_rows": max(2000, 4 * d)}
-        return make_input_map(spec, data.X, data.weight, random_state)
+        return make_input_map(spec, data.X, data.weight, random_state, start=start)
 
     def _start(
         self,

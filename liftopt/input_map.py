@@ -30,6 +30,8 @@ Array = npt.NDArray[Any]
 _KEPT_SHARE = 0.9
 _KEPT_WHOLE = 256  # up to this many features nothing is gained by dropping components
 
+_JUDGED_ROWS, _NEGLIGIBLE = 1000, 0.01  # whether a map carries a start
+
 _CHUNK_BYTES = 2**20  # rows are centred in a buffer that stays in the cache
 
 
@@ -86,6 +88,8 @@ def make_input_map(
     X: Array,
     sample_weight: Array | None = None,
     random_state: int | np.random.RandomState | None = None,
+    *,
+    start: Network | None = None,
 ) -> InputMap | None:
     """Input map that an estimator's ``input_map`` parameter stands for.
 
@@ -96,6 +100,9 @@ def make_input_map(
         variance; a mapping holds arguments of :func:`fit_input_map`; None stands for no map.
     X, sample_weight, random_state
         As in :func:`fit_input_map`.
+    start : Network, optional
+        What training goes on from, on raw rows. All components are kept if it would lose part of its first
+        layer otherwise.
 
     Raises
     ------
@@ -109,7 +116,11 @@ def make_input_map(
     if isinstance(spec, str) and spec == "pca":
         spec = {} if X.shape[1] <= _KEPT_WHOLE else {"n_components": _KEPT_SHARE}
     if isinstance(spec, Mapping):
-        return fit_input_map(X, sample_weight=sample_weight, random_state=random_state, **spec)
+        found = fit_input_map(X, sample_weight=sample_weight, random_state=random_state, **spec)
+        if start is None or _carries(found, start, X):
+            return found
+        whole = {**spec, "n_components": None}
+        return fit_input_map(X, sample_weight=sample_weight, random_state=random_state, **whole)
     raise ValueError(
         "input_map must be 'standardise', 'pca', a mapping of fit_input_map's arguments or None, "
         f"got {spec!r}"
@@ -251,6 +262,17 @@ def unfold(network: Network, input_map: InputMap) -> Network:
     balance = reciprocal(np.linalg.norm(factor, axis=1))[:, None]
     inner = np.linalg.lstsq(balance * factor, balance * weight, rcond=None)[0]
     return _with_first(network, inner, bias)
+
+
+def _carries(input_map: InputMap, network: Network, X: Array) -> bool:
+    """Whether the first layer survives :func:`unfold` on some rows, up to a hundredth of its variation."""
+    if network.input_shape != X.shape[1:]:
+        return True  # it fits nowhere: refused as a start, with the reason
+    rows = X[:: max(1, X.shape[0] // _JUDGED_ROWS)]
+    before = _first_dense(network).linear(rows)
+    after = _first_dense(fold(unfold(network, input_map), input_map)).linear(rows)
+    variation = np.linalg.norm(before - before.mean(axis=0))
+    return bool(np.linalg.norm(after - before) <= _NEGLIGIBLE * max(variation, np.linalg.norm(before) * 1e-3))
 
 
 def _first_dense(network: Network) -> Dense:

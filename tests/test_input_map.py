@@ -211,3 +211,23 @@ def test_maps_that_do_not_fold_into_a_convolution_are_refused(rng):
                 InputMap(np.zeros(60), np.eye(60))):  # fmt: skip
         with pytest.raises(ValueError, match="one factor and one mean a channel"):
             fold(network(0), bad)
+
+
+def whitening(spec, X, **settings):
+    found = make_input_map(spec, X, **settings)
+    assert found is not None
+    return found
+
+
+def test_a_start_keeps_its_first_layer(rng):
+    X = rng.normal(size=(400, 12)) * np.geomspace(10, 0.1, 12)
+    few = {"n_components": 3}
+    assert whitening(few, X).n_components == 3
+    inside = fold(random_network(rng, 3), whitening(few, X))
+    kept = whitening(few, X, start=inside)
+    assert kept.n_components == 3
+    np.testing.assert_allclose(unfold(inside, kept)(kept.transform(X)), inside(X), atol=1e-8)
+    outside = random_network(rng, 12)
+    whole = whitening(few, X, start=outside)
+    assert whole.n_components == 12
+    np.testing.assert_allclose(unfold(outside, whole)(whole.transform(X)), outside(X), atol=1e-8)
