@@ -99,9 +99,9 @@ class Features(NamedTuple):
             A = layer(A)
         return A
 
-    def moments(self, rows: ChunkRows) -> Moments:
-        """Statistics of least squares."""
-        return moments_of_chunks(self._blocks(rows))
+    def moments(self, rows: ChunkRows, dtype: npt.DTypeLike | None = None) -> Moments:
+        """Statistics of least squares, with products in ``dtype`` (that of the rows by default)."""
+        return moments_of_chunks(self._blocks(rows), dtype=dtype)
 
     def pulls(self, models: Sequence[AffineMap], rows: ChunkRows) -> list[Pull]:
         """Statistics of the margin head at each of ``models``."""
@@ -288,7 +288,12 @@ class _Head:
         statistics = self.stream.reduce(self.features.moments, Moments.__add__)
         ridge = self.solution.penalty.ridge
         if self.name == "ridge":
-            self.start = solve_ridge_moments(statistics, alpha=ridge, relative=True).x
+            found = solve_ridge_moments(statistics, alpha=ridge, relative=True, on_limit="ignore")
+            if found.status.is_limit:  # float32 products do not determine the coefficients
+                exact = partial(self.features.moments, dtype=np.float64)
+                statistics = self.stream.reduce(exact, Moments.__add__)
+                found = solve_ridge_moments(statistics, alpha=ridge, relative=True)
+            self.start = found.x
             return
         self.start = solve_margin_passes(
             statistics,

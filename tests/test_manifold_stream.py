@@ -82,6 +82,14 @@ def test_executors_fit_the_same_network(kind, data):
     assert same(*networks)
 
 
+def test_statistics_climb_to_float64_where_they_must(data, unseen, monkeypatch):
+    X, y, _ = data
+    monkeypatch.setattr("liftopt.solvers.least_squares._ACCEPTED_ERROR", 1e-7)
+    rows = stream(X.astype(np.float32), y, memory_limit=LIMIT // 2, executor="serial")
+    model = ManifoldRegressor((32,), random_state=0, max_iter=4).fit(rows)  # and no warning
+    assert model.score(*unseen[:2]) > 0.7
+
+
 def test_what_fits_in_memory_is_fitted_as_arrays(data):
     X, y = data[0][:1000], data[1][:1000]
     rows = stream(X, y, memory_limit="1 GiB")
