@@ -26,9 +26,10 @@ import psutil
 from distributed import Client, LocalCluster
 
 from liftopt import stream
+from liftopt.chunks import ChunkRows
 from liftopt.executor import AutoExecutor, DaskExecutor, Executor, JoblibExecutor, SerialExecutor
 from liftopt.solvers import Moments, moments
-from liftopt.streams import ChunkRows, Stream
+from liftopt.streams import Stream
 
 FEATURES = 512
 SEED = 0

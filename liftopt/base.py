@@ -25,6 +25,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, validate_data
 
 from liftopt.activations import Activation, Identity, Softmax, get_activation
+from liftopt.chunks import ChunkRows
 from liftopt.layers import Dense
 from liftopt.methods import Task, make_estimator
 from liftopt.network import Network
@@ -32,7 +33,7 @@ from liftopt.recording import SurroundedFit
 from liftopt.solvers.moments import Moments, moments
 from liftopt.solvers.validation import as_count
 from liftopt.stream_estimator import StreamEstimator
-from liftopt.streams import ChunkRows, as_stream
+from liftopt.streams import as_stream
 
 Array = npt.NDArray[Any]
 

@@ -15,10 +15,11 @@ import numpy.typing as npt
 
 from liftopt.base import TrainingData, score_of
 from liftopt.checkpoint import State, random_bits, restore_bits
+from liftopt.chunks import ChunkRows, load_checked
 from liftopt.input_map import InputMap
 from liftopt.network import Network
 from liftopt.recording import Recorder, run_interruptible
-from liftopt.streams import ChunkRows, Stream, load_checked
+from liftopt.streams import Stream
 
 Array = npt.NDArray[Any]
 

@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from liftopt.base import TrainingData, holdout_split
 from liftopt.checkpoint import State
+from liftopt.chunks import Chunk, ChunkRows, chosen_rows, load_checked
 from liftopt.heads import FitPlan, output_layer
 from liftopt.input_map import InputMap, fold, make_input_map, unfold
 from liftopt.layers import Dense
@@ -41,7 +42,7 @@ from liftopt.solvers.affine import AffineMap
 from liftopt.solvers.least_squares import solve_ridge_moments
 from liftopt.solvers.margin_passes import Pull, add_pulls, pull_of_rows, solve_margin_passes
 from liftopt.solvers.moments import Moments, moments, moments_of_chunks, tree_reduce
-from liftopt.streams import Chunk, ChunkRows, Stream, chosen_rows, load_checked
+from liftopt.streams import Stream
 
 Array = npt.NDArray[Any]
 

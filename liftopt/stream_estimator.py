@@ -11,8 +11,9 @@ import numpy.typing as npt
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from liftopt.chunks import ChunkRows
 from liftopt.solvers.moments import Moments
-from liftopt.streams import ChunkRows, Stream, as_stream
+from liftopt.streams import Stream, as_stream
 
 Array = npt.NDArray[Any]
 

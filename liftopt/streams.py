@@ -13,17 +13,17 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from liftopt.chunks import Chunk, ChunkRows, OnChunk, chosen_rows, chunk_ranges, load_checked
 from liftopt.executor import Executor, as_executor
 from liftopt.solvers.moments import Moments, moments
-from liftopt.sources import ChunkError, Loader, Source, as_source, is_dask
+from liftopt.sources import ChunkError, Source, as_source, is_dask
 from liftopt.tables import as_table
 
 Array = npt.NDArray[Any]
@@ -33,56 +33,6 @@ _DEFAULT_LIMIT = "1 GiB"
 _CHUNK_SHARE = 16  # of the limit: a chunk, its copies and what is computed from it
 _COPIES = 4  # of the rows that a fit in memory makes
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
-
-
-class ChunkRows(NamedTuple):
-    """Rows of one chunk: ``X`` (m, d) floating, ``y`` and ``weight`` or None, index of the first row."""
-
-    X: Array
-    y: Array | None
-    weight: Array | None
-    start: int
-
-
-@dataclass(frozen=True, eq=False)
-class Chunk:
-    """A range of rows that can be loaded anywhere."""
-
-    index: int
-    count: int
-    start: int
-    stop: int
-    width: int
-    dtype: np.dtype[Any]
-    name: str
-    loaders: tuple[Loader, Loader | None, Loader | None]
-
-    def __str__(self) -> str:
-        return f"chunk {self.index + 1} of {self.count} (rows {self.start} to {self.stop - 1} of {self.name})"
-
-    def load(self) -> ChunkRows:
-        """Read the rows and check their shape; whether they are finite is not checked here.
-
-        Raises
-        ------
-        ChunkError
-            If rows are missing, or not of the width and kind that the stream began with; names the chunk.
-        """
-        try:
-            X, y, weight = (None if loader is None else loader() for loader in self.loaders)
-        except (ValueError, OSError) as error:
-            raise ChunkError(f"{self}: {error}") from error
-        assert X is not None
-        X = X.reshape(X.shape[0], -1)
-        rows = self.stop - self.start
-        if X.shape != (rows, self.width):
-            raise ChunkError(f"{self}: holds rows of shape {X.shape}, expected {(rows, self.width)}")
-        if X.dtype.kind not in "biuf":
-            raise ChunkError(f"{self}: holds {X.dtype}, which are no numbers")
-        for name, values in (("y", y), ("sample_weight", weight)):
-            if values is not None and values.shape[0] != rows:
-                raise ChunkError(f"{self}: {name} has {values.shape[0]} entries for {rows} rows")
-        return ChunkRows(X.astype(self.dtype, copy=False), y, weight, self.start)
 
 
 class Stream:
@@ -150,7 +100,7 @@ class Stream:
 
     def map(self, task: Callable[[ChunkRows], Value]) -> Iterator[Value]:
         """Values of ``task`` for every chunk, in order; NaN and infinite features are refused."""
-        for done, value in enumerate(self.executor.map(_OnChunk(task), self.chunks), start=1):
+        for done, value in enumerate(self.executor.map(OnChunk(task), self.chunks), start=1):
             self._report(done)
             yield value
 
@@ -172,7 +122,7 @@ class Stream:
         checks_rows : bool
             Whether ``task`` itself refuses NaN, so that no pass of its own is spent on that.
         """
-        return self.executor.reduce(_OnChunk(task, not checks_rows), merge, self.chunks, self._report)
+        return self.executor.reduce(OnChunk(task, not checks_rows), merge, self.chunks, self._report)
 
     def moments(self, *, dtype: npt.DTypeLike | None = None) -> Moments:
         """Sufficient statistics of least squares, for :func:`liftopt.solvers.solve_ridge_moments` and others.
@@ -200,7 +150,7 @@ class Stream:
                 f"{folds} folds need as many chunks, the stream has {len(self.chunks)}: lower memory_limit"
             )
         self.require_target("statistics of least squares")
-        task = _OnChunk(partial(_moments_of, dtype), finite=False)
+        task = OnChunk(partial(_moments_of, dtype), finite=False)
         return [
             self.executor.reduce(task, Moments.__add__, self.chunks[fold::folds]) for fold in range(folds)
         ]
@@ -388,19 +338,6 @@ def show_bytes(size: float) -> str:
     return f"{size:.3g} {unit}"
 
 
-def chunk_ranges(n: int, size: int, cuts: Sequence[int] = ()) -> list[tuple[int, int]]:
-    """Ranges of at most ``size`` rows, ending at ``cuts`` where there is one within reach."""
-    edges = np.asarray(cuts if len(cuts) else range(0, n + size, size))
-    ranges, start = [], 0
-    while start < n:
-        reach = min(start + size, n)
-        below = int(edges[np.searchsorted(edges, reach, side="right") - 1])
-        stop = reach if below <= start else below
-        ranges.append((start, stop))
-        start = stop
-    return ranges
-
-
 def _sources(
     X: Any, y: Any, target: str | None, sample_weight: Any
 ) -> tuple[Source, Source | None, Source | None]:
@@ -436,55 +373,6 @@ def _column(data: Any, name: str) -> Source | None:
     return as_source(data, name)
 
 
-class _OnChunk:
-    """A task on rows as a task on a chunk, whose errors name the chunk."""
-
-    def __init__(self, task: Callable[[ChunkRows], Any], finite: bool = True) -> None:
-        self.task, self.finite = task, finite
-
-    def __call__(self, chunk: Chunk) -> Any:
-        rows = chunk.load()
-        if self.finite:
-            _refuse_bad("X", rows.X, chunk)
-        _refuse_bad("y", rows.y, chunk)
-        _refuse_bad("sample_weight", rows.weight, chunk)
-        try:
-            return self.task(rows)
-        except ChunkError:
-            raise
-        except ValueError as error:
-            raise ChunkError(f"{chunk}: {error}") from error
-
-
-def load_checked(chunk: Chunk) -> ChunkRows:
-    """Rows of a chunk, all of them finite."""
-    rows: ChunkRows = _OnChunk(_itself)(chunk)
-    return rows
-
-
-def _refuse_bad(name: str, values: Array | None, chunk: Chunk) -> None:
-    """Name the first row that holds NaN or infinity."""
-    if values is None or values.dtype.kind != "f" or np.isfinite(np.sum(values)):
-        return
-    bad = np.flatnonzero(~np.isfinite(values.reshape(values.shape[0], -1)).all(axis=1))
-    if bad.size:  # else the sum overflowed
-        raise ChunkError(
-            f"{chunk}: {name} is NaN or infinite in {bad.size} rows, first in row {chunk.start + bad[0]}"
-        )
-
-
-def _itself(rows: ChunkRows) -> ChunkRows:
-    return rows
-
-
 def _moments_of(dtype: npt.DTypeLike | None, rows: ChunkRows) -> Moments:
     assert rows.y is not None
     return moments(rows.X, rows.y, sample_weight=rows.weight, dtype=dtype)
-
-
-def chosen_rows(index: Array, rows: ChunkRows) -> ChunkRows:
-    """Rows whose global index is in the sorted ``index``."""
-    low, high = np.searchsorted(index, [rows.start, rows.start + rows.X.shape[0]])
-    own = index[low:high] - rows.start
-    y, weight = (None if part is None else np.asarray(part)[own] for part in (rows.y, rows.weight))
-    return ChunkRows(np.asarray(rows.X)[own], y, weight, rows.start)

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from liftopt import ChunkError, stream
+from liftopt.chunks import chunk_ranges
 from liftopt.executor import JoblibExecutor
 from liftopt.solvers import (
     moments,
@@ -19,7 +20,7 @@ from liftopt.solvers import (
     solve_ridge_folds,
     solve_ridge_moments,
 )
-from liftopt.streams import as_stream, chunk_ranges, parse_bytes, show_bytes
+from liftopt.streams import as_stream, parse_bytes, show_bytes
 
 pd = pytest.importorskip("pandas")
 pytest.importorskip("pyarrow")
