@@ -33,7 +33,7 @@ _PROBE_ROWS = 2000
 _NOISE_UP, _NOISE_DOWN = 0.25, 0.05  # changes of the noise level after a pass
 _RISE, _REST = 0.1, 0.3  # ends of the step's rise and of its rest, as shares of the run
 _FINISH, _FINISH_STEP = 0.2, 0.3  # last passes over all rows, and their first step, relative to the run's
-_JUMP, _POOR = 3.0, 0.5  # a pass has failed above so many times the lowest and the first training loss
+_JUMP, _POOR = 3.0, 0.5  # a pass has failed above so many times the lowest, and the first or zero's, loss
 _MAX_RESTARTS = 6
 
 
@@ -113,7 +113,9 @@ class StochasticRun:
         self._probe = train.take(slice(0, _PROBE_ROWS))
         self._best_pass = 0
         self._last = self._least = np.inf  # training losses: after the last pass, the lowest so far
-        self._first = self._loss(self._probe)
+        silent = np.zeros_like(trainer.scores(self._probe.Z))
+        ignorance = trainer.head.mean_loss(silent, self._probe.target, self._probe.weight)
+        self._first = max(self._loss(self._probe), ignorance)  # a good start has little to throw away
 
     def fit(self) -> None:
         """Race, then passes; the best weights on held-out rows are kept."""
