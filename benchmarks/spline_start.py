@@ -28,10 +28,10 @@ from liftopt import (
     SplineRegressor,
 )
 from liftopt.base import TrainingData, holdout_split, initial_network, score_of
-from liftopt.baseline import affine_outputs
 from liftopt.input_map import fold, reciprocal, standardise
 from liftopt.layers import Dense
 from liftopt.network import Network
+from liftopt.preparation import affine_outputs
 from liftopt.spline_refine import refine_network
 
 RANDOM_EPOCHS, SPLINE_EPOCHS = 60, 12

@@ -192,3 +192,8 @@ def test_members_of_an_ensemble_train_as_they_would_alone(benchmarks, monkeypatc
     together = runs.run(case, [3, 4], 0.01, {"reinsert": True}, label="put back")
     alone = runs.run(case, [4], 0.01, {"reinsert": True}, label="put back")
     np.testing.assert_allclose(together.curve("put back")[1], alone.curve("put back")[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.py")))
+def test_every_script_can_be_imported(benchmarks, name):
+    assert benchmarks(name).__doc__
