@@ -17,6 +17,9 @@ weight norm, relative to the running mean of its gradient norms, divided by the 
 layers, half as far in the head, and with heavy-ball momentum. The units of data, targets and multipliers
 cancel, and the steps of early layers do not vanish with depth. The penalty D itself is *not* monotone here;
 the forward loss on held-out rows is what is watched.
+
+Rows whose residual is zero (beyond the margin of a hinge) leave every block of the batch as it is: only the
+others go through the V- and W-steps, and a batch may lack rows that are known to be of that kind.
 """
 
 from __future__ import annotations
@@ -39,6 +42,7 @@ _FACTOR_EVERY = 10  # batches between two refreshes of the shared curvature
 _MOMENTUM = 0.9
 _HEAD_SHARE = 0.5  # length of the head's steps relative to that of hidden layers
 _POOL = 4  # batches of random numbers drawn once and reused with shifts
+_DENSE = 0.9  # up to this share of rows with a residual, the others are left out of the V- and W-steps
 
 
 @dataclass
@@ -51,6 +55,8 @@ class Noise:
         Share of hidden units held at zero in each batch at full strength.
     spread : float
         Standard deviation of the noise on mapped inputs at full strength.
+    rows : int
+        Most rows of a batch.
     random_state : RandomState
         Source of the pools.
     strength : float
@@ -59,12 +65,13 @@ class Noise:
 
     rate: float
     spread: float
+    rows: int
     random_state: np.random.RandomState
     strength: float = 1.0
 
     def __post_init__(self) -> None:
-        self._pools: dict[tuple[int, ...], Array] = {}
-        self._seeds: dict[tuple[int, ...], int] = {}
+        self._pools: dict[tuple[int, int], Array] = {}
+        self._seeds: dict[tuple[int, int], int] = {}
 
     def state(self) -> dict[str, Any]:
         """Strength, and what the pools were drawn from."""
@@ -73,7 +80,8 @@ class Noise:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Return to a :meth:`state`."""
         self.strength = state["strength"]
-        self._pools, self._seeds = {}, {tuple(key): seed for *key, seed in state["seeds"]}
+        self._pools = {}
+        self._seeds = {(width, normal): seed for width, normal, seed in state["seeds"]}
 
     def jitter(self, Z: Array) -> Array:
         """``Z`` plus noise, a new array."""
@@ -94,12 +102,12 @@ class Noise:
     def _draw(self, like: Array, *, normal: bool) -> Array:
         """Random rows: a shifted view of a pool drawn once, so that a batch costs no generator calls."""
         rows, width = like.shape
-        key = (rows, width, int(normal))
+        key = (width, int(normal))
         if key not in self._pools:
             if key not in self._seeds:
                 self._seeds[key] = int(self.random_state.randint(2**31))
             generator = np.random.default_rng(self._seeds[key])
-            size = (_POOL * rows * width,)
+            size = (_POOL * self.rows * width,)
             draw = generator.standard_normal if normal else generator.random
             self._pools[key] = draw(size, dtype=np.float32).astype(like.dtype, copy=False)
         pool = self._pools[key]
@@ -133,15 +141,17 @@ class BlockTrainer:
         alpha: float = 0.0,
     ) -> None:
         self.maps, self.head, self.multiplier, self.alpha = maps, head, multiplier, alpha
-        self.weights = [np.ascontiguousarray(part.weight, dtype=dtype) for part in maps]
-        self.biases = [part.layer.bias.astype(dtype) for part in maps]
+        self._blocks = [np.vstack([part.weight, part.layer.bias]).astype(dtype) for part in maps]
+        self.weights = [block[:-1] for block in self._blocks]
+        self.biases = [block[-1] for block in self._blocks]
         depth = max(1, sum(isinstance(part.layer, Dense) for part in maps) - 1)
         self._reach = [float(np.linalg.norm(W)) / (W.shape[1] * depth) ** 0.5 for W in self.weights]
         self._squares = [np.zeros(W.shape[1]) for W in self.weights]
-        self._momenta = [np.zeros((W.shape[0] + 1, W.shape[1]), dtype=dtype) for W in self.weights]
+        self._momenta = [np.zeros_like(block) for block in self._blocks]
+        self._gradients = [np.zeros_like(block) for block in self._blocks]
         self._steps = 0
         self._factors: list[tuple[Array, Array] | None] = [None] * len(self.weights)
-        self._buffers: dict[tuple[int, int], Array] = {}
+        self._buffers: list[Array] = [np.empty((0, W.shape[1]), dtype=dtype) for W in self.weights]
 
     def state(self) -> list[Array]:
         """Copies of everything a step changes."""
@@ -184,7 +194,15 @@ class BlockTrainer:
             V = part.output(u if part is self.maps[-1] else part.activation(u))
         return V
 
-    def step(self, Z: Array, target: Array, weight: Array | None, length: float, noise: Noise) -> None:
+    def step(
+        self,
+        Z: Array,
+        target: Array,
+        weight: Array | None,
+        length: float,
+        noise: Noise,
+        batch_size: int | None = None,
+    ) -> Array:
         """One alternation on a batch: forward, V-steps from the last layer down, all W-steps.
 
         Parameters
@@ -199,17 +217,32 @@ class BlockTrainer:
             Relative length of the W-steps.
         noise : Noise
             Perturbation of inputs and hidden units.
+        batch_size : int, optional
+            Number of rows that the batch stands for, the missing ones having no residual; by default its own.
+
+        Returns
+        -------
+        ndarray of bool, shape (rows,)
+            Whether a row has a residual.
         """
+        size = batch_size or Z.shape[0]
         inputs, shapes, slopes = self._forward(noise.jitter(Z), noise)
         signal = self.head.residual(self._scores, target)
         if weight is not None:
             signal *= weight[:, None]
-        if self._steps % _FACTOR_EVERY == 0:
-            self._refresh_factors(target, slopes)
-        gradients = self._backward(signal, inputs, shapes, slopes)
+        active: Array = signal.any(axis=1)
+        found = np.flatnonzero(active)
+        if found.size < _DENSE * active.size:
+            signal = signal.take(found, axis=0)
+            inputs, slopes = _rows(inputs, found, active.size), _rows(slopes, found, active.size)
+            shapes = [(found.size, *shape[1:]) for shape in shapes]
+        if self._steps % _FACTOR_EVERY == 0 and found.size:
+            self._refresh_factors(target, slopes, active.size / size)
+        self._backward(signal, inputs, shapes, slopes, size)
         self._steps += 1
-        for layer, (dW, db) in enumerate(gradients):
-            self._move(layer, dW, db, length)
+        for layer in range(len(self.maps)):
+            self._move(layer, length)
+        return active
 
     def _forward(self, V: Array, noise: Noise) -> tuple[list[Array], list[tuple[int, ...]], list[Array]]:
         """Layer inputs as matrices, their shapes as batches, and ``phi'`` at the hidden pre-activations."""
@@ -242,16 +275,16 @@ class BlockTrainer:
         inputs: list[Array],
         shapes: list[tuple[int, ...]],
         slopes: list[Array],
-    ) -> list[tuple[Array, Array]]:
-        """Gradients of all W-blocks at the V-blocks' Newton targets (``signal`` is ``-lam R``)."""
-        gradients: list[tuple[Array, Array]] = []
-        samples = signal.dtype.type(1.0 / signal.shape[0])
+        size: int,
+    ) -> None:
+        """Mean gradients of all W-blocks at the V-blocks' Newton targets (``signal`` is ``-lam R``)."""
+        signal *= signal.dtype.type(1.0 / size)
         for layer in range(len(self.maps) - 1, -1, -1):
-            dW = inputs[layer].T @ signal
-            dW *= samples
+            gradient = self._gradients[layer]
+            np.matmul(inputs[layer].T, signal, out=gradient[:-1])
+            np.sum(signal, axis=0, out=gradient[-1])
             if self.alpha:
-                dW += dW.dtype.type(self.alpha) * self.weights[layer]
-            gradients.append((dW, signal.sum(axis=0) * samples))
+                gradient[:-1] += gradient.dtype.type(self.alpha) * self.weights[layer]
             if layer == 0:
                 break
             g = signal @ self.weights[layer].T
@@ -261,11 +294,14 @@ class BlockTrainer:
             g = self.maps[layer].adjoint(g, shapes[layer])
             signal = g.reshape(-1, self.weights[layer - 1].shape[1])
             signal *= slopes[layer - 1]
-        return gradients[::-1]
 
-    def _refresh_factors(self, target: Array, slopes: list[Array]) -> None:
-        """Curvature factors of the dense layers above the convolutions, from the head down."""
-        curvature = self.head.curvature(self._scores, target)
+    def _refresh_factors(self, target: Array, slopes: list[Array], share: float = 1.0) -> None:
+        """Curvature factors of the dense layers above the convolutions, from the head down.
+
+        The scores are those of a ``share`` of the rows, the others having no curvature; the slopes are those
+        of the rows with a residual.
+        """
+        curvature = share * self.head.curvature(self._scores, target)
         if not np.isfinite(curvature).all():  # the caller looks at the weights after the pass
             return
         values, vectors = np.linalg.eigh(curvature)
@@ -283,27 +319,28 @@ class BlockTrainer:
                 slopes[layer - 1].mean(axis=0)[:, None] * passed
             )
 
-    def _move(self, layer: int, dW: Array, db: Array, length: float) -> None:
+    def _move(self, layer: int, length: float) -> None:
         """W-step: every neuron moves by ``length`` relative to its mean squared gradient, with momentum."""
-        square = np.einsum("ij,ij->j", dW, dW).astype(np.float64) + db.astype(np.float64) ** 2
+        gradient, momentum = self._gradients[layer], self._momenta[layer]
+        square = np.einsum("ij,ij->j", gradient, gradient).astype(np.float64)
         mean = self._squares[layer]
         mean += (square - mean) / self._steps
         scale = np.maximum(mean, 0.1 * square)
         reach = length * self._reach[layer] * (_HEAD_SHARE if layer == len(self.weights) - 1 else 1.0)
         rate = np.divide(reach, np.sqrt(scale), out=np.zeros_like(scale), where=scale > 0)
         rate *= 1.0 - _MOMENTUM
-        rate = rate.astype(dW.dtype)
-        momentum = self._momenta[layer]
-        momentum *= dW.dtype.type(_MOMENTUM)
-        dW *= rate
-        momentum[:-1] += dW
-        momentum[-1] += db * rate
-        self.weights[layer] -= momentum[:-1]
-        self.biases[layer] -= momentum[-1]
+        gradient *= rate.astype(gradient.dtype)
+        momentum *= gradient.dtype.type(_MOMENTUM)
+        momentum += gradient
+        self._blocks[layer] -= momentum
 
     def _buffer(self, layer: int, rows: int) -> Array:
-        key = (layer, rows)
-        if key not in self._buffers:
+        if self._buffers[layer].shape[0] < rows:
             W = self.weights[layer]
-            self._buffers[key] = np.empty((rows, W.shape[1]), dtype=W.dtype)
-        return self._buffers[key]
+            self._buffers[layer] = np.empty((rows, W.shape[1]), dtype=W.dtype)
+        return self._buffers[layer][:rows]
+
+
+def _rows(arrays: list[Array], kept: Array, count: int) -> list[Array]:
+    """Those matrix rows (one or more a sample) that belong to the ``kept`` ones of ``count`` samples."""
+    return [M.reshape(count, -1).take(kept, axis=0).reshape(-1, M.shape[1]) for M in arrays]

@@ -339,8 +339,12 @@ def _principal_components(
         gram = _scaled_covariance(X, mass, mean, scale)
     size = gram.shape[0]
     few = isinstance(n_components, (int, np.integer)) and as_count("n_components", n_components) < size
-    values, vectors = eigh(gram, subset_by_index=[size - n_components, size - 1] if few else None)
-    values, vectors = values[::-1], vectors[:, ::-1]
+    values, vectors = eigh(
+        gram.astype(X.dtype),
+        subset_by_index=[size - n_components, size - 1] if few else None,
+        driver="evr" if few else "evd",
+    )
+    values, vectors = values[::-1].astype(np.float64), vectors[:, ::-1].astype(np.float64)
     kept = _kept(values, n_components, floor=64 * float(np.finfo(X.dtype).eps))
     values, vectors = values[:kept], vectors[:, :kept]
     if n < d:

@@ -2,13 +2,15 @@
 
 Nothing here is tuned per data set. The step length is checked by a short race, its schedule is fixed (rise,
 rest, linear fall to zero), noise enters as the held-out loss rises, the best weights on held-out rows are
-kept, and from those a few last passes go over all rows, the held-out ones included.
+kept, and from those a few last passes go over all rows, the held-out ones included. Rows beyond the margin
+of a hinge leave all blocks alone; they rest for some passes and cost nothing meanwhile (the shrinking of
+support vector machines: Joachims, "Making large-scale SVM learning practical", 1999).
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
@@ -48,10 +50,10 @@ class Rows:
     def __len__(self) -> int:
         return int(self.Z.shape[0])
 
-    def take(self, index: Array | slice) -> Rows:
+    def take(self, index: Array) -> Rows:
         """The rows of ``index``."""
         weight = None if self.weight is None else self.weight[index]
-        return Rows(self.Z[index], self.target[index], weight)
+        return Rows(self.Z.take(index, axis=0), self.target.take(index, axis=0), weight)
 
     def joined(self, other: Rows) -> Rows:
         """These rows and those of ``other`` (weights in both or in neither)."""
@@ -59,6 +61,40 @@ class Rows:
         if self.weight is not None and other.weight is not None:
             weight = np.concatenate([self.weight, other.weight])
         return Rows(np.concatenate([self.Z, other.Z]), np.concatenate([self.target, other.target]), weight)
+
+
+class Resting:
+    """Rows that a pass leaves out: those in which the pass before it found no residual.
+
+    Parameters
+    ----------
+    count : int
+        Number of rows; none rests at first.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.passes = 0
+        self._wake = np.zeros(count, dtype=np.int32)  # pass of the next visit
+
+    def begin_pass(self) -> None:
+        """Count a pass."""
+        self.passes += 1
+
+    def awake(self, index: Array) -> Array:
+        """Those of ``index`` that do not rest in this pass."""
+        return index[self._wake.take(index) <= self.passes]
+
+    def seen(self, index: Array, active: Array) -> None:
+        """Note which of the rows ``index`` had a residual; the others rest in the next pass."""
+        self._wake[index] = self.passes + np.where(active, 1, 2)
+
+    def state(self) -> list[Any]:
+        """All of it."""
+        return [self.passes, self._wake]
+
+    def restore(self, state: Sequence[Any]) -> None:
+        """Return to a :meth:`state`."""
+        self.passes, self._wake = state
 
 
 @dataclass(frozen=True)
@@ -107,10 +143,12 @@ class StochasticRun:
         self.passes = 0
         self._lowest = np.inf
         hidden = max(1, len(trainer.maps) - 1)
-        self.noise = Noise(budget.dropout / hidden, budget.input_noise, random_state, strength=0.0)
-        self.length = budget.step
         self._size = min(budget.batch_size, len(train))
-        self._probe = train.take(slice(0, _PROBE_ROWS))
+        noise = budget.dropout / hidden, budget.input_noise, max(self._size, _RACE_ROWS)
+        self.noise = Noise(*noise, random_state, strength=0.0)
+        self.length = budget.step
+        self._resting = Resting(len(train))
+        self._probe = train.take(np.arange(min(_PROBE_ROWS, len(train))))
         self._best_pass = 0
         self._last = self._least = np.inf  # training losses: after the last pass, the lowest so far
         silent = np.zeros_like(trainer.scores(self._probe.Z))
@@ -128,11 +166,12 @@ class StochasticRun:
             best, highest, restarts = self.restore(state)
         try:
             for done in range(self.passes, total):
-                self._pass(self.train, _schedule, done / total, (done + 1) / total)
+                self._pass(self.train, self._resting, _schedule, done / total, (done + 1) / total)
                 self.passes = done + 1
                 if self._failed():
                     restarts += 1
                     self.trainer.restore(best)
+                    self._resting = Resting(len(self.train))
                     self.length /= _RACE_FACTOR
                     if restarts > _MAX_RESTARTS:
                         _warn_diverged()
@@ -154,6 +193,7 @@ class StochasticRun:
             "weights": self.trainer.state(),
             "motion": self.trainer.motion(),
             "noise": self.noise.state(),
+            "resting": self._resting.state(),
             "best": best,
             "chosen": [highest, restarts, self._best_pass],
             "run": [self.passes, self.length, self._lowest, self._last, self._least],
@@ -165,6 +205,7 @@ class StochasticRun:
         self.trainer.restore(state["weights"])
         self.trainer.set_motion(state["motion"])
         self.noise.restore(state["noise"])
+        self._resting.restore(state["resting"])
         self.passes, self.length, self._lowest, self._last, self._least = state["run"]
         restore_bits(self._random, state["random"])
         highest, restarts, self._best_pass = state["chosen"]
@@ -176,8 +217,9 @@ class StochasticRun:
         if not len(self.held) or not passes:
             return
         start, rows = self.trainer.state(), self.train.joined(self.held)
+        resting = Resting(len(rows))
         for done in range(passes):
-            self._pass(rows, _finishing, done / passes, (done + 1) / passes)
+            self._pass(rows, resting, _finishing, done / passes, (done + 1) / passes)
         if not self.trainer.finite:
             self.trainer.restore(start)
         self.passes += passes
@@ -192,23 +234,27 @@ class StochasticRun:
         if race:
             self._race()
         start = self.trainer.state()
-        self._pass(self.train, lambda share: factor, 0.0, 1.0)
+        self._pass(self.train, self._resting, lambda share: factor, 0.0, 1.0)
         if not self.trainer.finite:
             self.trainer.restore(start)
             return self.length / _RACE_FACTOR
         return self.length
 
-    def _pass(self, rows: Rows, factor: Callable[[float], float], start: float, end: float) -> None:
+    def _pass(
+        self, rows: Rows, resting: Resting, factor: Callable[[float], float], start: float, end: float
+    ) -> None:
         """One pass over ``rows`` in random order; the step's factor is taken from ``start`` to ``end``."""
-        shuffled = rows.take(self._random.permutation(len(rows)))
+        order = self._random.permutation(len(rows))
         size, count = self._size, len(rows) // self._size
+        resting.begin_pass()
         with np.errstate(over="ignore", invalid="ignore"):  # seen at the end of the pass
-            for index in range(count):
-                batch = shuffled.take(slice(index * size, (index + 1) * size))
-                self._step(batch, self.length * factor(start + (end - start) * index / count))
+            for number in range(count):
+                index = resting.awake(order[number * size : (number + 1) * size])
+                length = self.length * factor(start + (end - start) * number / count)
+                resting.seen(index, self._step(rows.take(index), length, size))
 
-    def _step(self, batch: Rows, length: float) -> None:
-        self.trainer.step(batch.Z, batch.target, batch.weight, length, self.noise)
+    def _step(self, batch: Rows, length: float, size: int) -> Array:
+        return self.trainer.step(batch.Z, batch.target, batch.weight, length, self.noise, size)
 
     def _race(self) -> None:
         """Move the step by factors of four while short decayed runs say that it pays.
@@ -229,7 +275,7 @@ class StochasticRun:
             trainer.randomise_head(np.random.RandomState(seed))
             with np.errstate(over="ignore", invalid="ignore"):
                 for index, batch in enumerate(batches):
-                    self._step(batch, length * (1.0 - index / _RACE_BATCHES))
+                    self._step(batch, length * (1.0 - index / _RACE_BATCHES), size)
                 loss = self._loss(self._probe) if trainer.finite else np.inf
             return loss if np.isfinite(loss) else np.inf
 

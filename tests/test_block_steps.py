@@ -5,15 +5,17 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from liftopt.activations import get_activation
 from liftopt.block_steps import BlockTrainer, Noise
 from liftopt.layers import AvgPool2d, Conv2d, Dense, Flatten
 from liftopt.linear_maps import channels_last, linear_maps, rebuild
-from liftopt.losses import CrossEntropy, Squared
+from liftopt.losses import CrossEntropy, Squared, SquaredHinge
 from liftopt.network import Network, dense_network
 from liftopt.recording import Recorder
-from liftopt.stochastic import Budget, Rows, StochasticRun
+from liftopt.stochastic import Budget, Resting, Rows, StochasticRun
 
 
 def network(rng, sizes=(6, 8, 7, 3), activation="relu"):
@@ -26,13 +28,14 @@ def data(rng, n=32):
 
 
 def silent(random_state=None):
-    return Noise(0.0, 0.0, random_state or np.random.RandomState(0))
+    return Noise(0.0, 0.0, 32, random_state or np.random.RandomState(0))
 
 
 def gradients(trainer, Z, target):
     inputs, shapes, slopes = trainer._forward(Z, silent())
     trainer._refresh_factors(target, slopes)
-    return trainer._backward(trainer.head.residual(trainer._scores, target), inputs, shapes, slopes)
+    trainer._backward(trainer.head.residual(trainer._scores, target), inputs, shapes, slopes, Z.shape[0])
+    return [(gradient[:-1], gradient[-1]) for gradient in trainer._gradients]
 
 
 def torch_gradients(net, X, target):
@@ -53,12 +56,16 @@ def test_large_multiplier_is_back_propagation(activation, rng):
         np.testing.assert_allclose(db, expected[2 * layer + 1], atol=1e-7)
 
 
-def test_convolutional_gradient_is_back_propagation(rng):
+def convolutional_network(rng):
     relu = get_activation("relu")
     conv = Conv2d(rng.normal(size=(4, 1, 3, 3)), np.zeros(4), relu, 1, 1)
     second = Conv2d(rng.normal(size=(3, 4, 3, 3)) / 6, np.zeros(3), relu)
     head = Dense(rng.normal(size=(12, 3)), np.zeros(3))
-    net = Network([conv, AvgPool2d(2), second, AvgPool2d(1), Flatten(), head], (1, 8, 8))
+    return Network([conv, AvgPool2d(2), second, AvgPool2d(1), Flatten(), head], (1, 8, 8))
+
+
+def test_convolutional_gradient_is_back_propagation(rng):
+    net = convolutional_network(rng)
     X, target = rng.normal(size=(5, 64)), np.eye(3)[[0, 1, 2, 0, 1]]
     trainer = BlockTrainer(linear_maps(net), CrossEntropy(), 1e12, np.float64)
     found = gradients(trainer, channels_last(X, (1, 8, 8)), target)
@@ -108,8 +115,51 @@ def test_steps_do_not_depend_on_the_scale_of_the_loss_weights(rng):
     np.testing.assert_allclose(moved[0], moved[1], rtol=1e-9)
 
 
+@pytest.mark.parametrize("convolutional", [False, True])
+def test_rows_without_a_residual_can_be_left_out(convolutional, rng):
+    net = convolutional_network(rng) if convolutional else network(rng, sizes=(64, 8, 7, 3))
+    Z = channels_last(rng.normal(size=(40, 64)), net.input_shape)
+    target = np.eye(3)[rng.integers(3, size=40)]
+    moved = []
+    for left_out in (False, True):
+        trainer = BlockTrainer(linear_maps(net), SquaredHinge(), 0.3, np.float64)
+        trainer.biases[-1][...] = 0.0
+        trainer.weights[-1][...] *= 40.0  # large margins, right or wrong
+        kept = np.arange(40)
+        for _ in range(3):
+            residual = SquaredHinge().residual(trainer.scores(Z), target).any(axis=1)
+            assert 0 < residual.sum() < 40
+            kept = np.flatnonzero(residual) if left_out else np.arange(40)
+            active = trainer.step(Z[kept], target[kept], None, 0.02, silent(), 40)
+            np.testing.assert_array_equal(active, residual[kept])
+        moved.append([*trainer.weights, *trainer.biases])
+    for one, other in zip(*moved, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-12)
+
+
+def test_empty_batch_leaves_a_network_at_rest(rng):
+    trainer = BlockTrainer(linear_maps(network(rng)), SquaredHinge(), 0.3, np.float64)
+    before = trainer.state()[:-1]
+    active = trainer.step(np.empty((0, 6)), np.empty((0, 3)), None, 0.1, silent(), 40)
+    assert active.size == 0
+    for old, new in zip(before, trainer.state()[:-1], strict=True):
+        np.testing.assert_array_equal(new, old)
+
+
+@given(st.lists(st.lists(st.booleans(), min_size=6, max_size=6), min_size=1, max_size=8))
+def test_a_row_rests_for_one_pass_after_a_visit_without_residual(visits):
+    resting, index = Resting(6), np.arange(6)
+    rested = np.zeros(6, dtype=bool)
+    for residual in visits:
+        resting.begin_pass()
+        awake = resting.awake(index)
+        np.testing.assert_array_equal(np.isin(index, awake), ~rested)
+        resting.seen(awake, np.array(residual)[awake])
+        rested = ~rested & ~np.array(residual)
+
+
 def test_noise_keeps_the_mean_and_its_strength_switches_it_off():
-    noise = Noise(0.25, 0.5, np.random.RandomState(0))
+    noise = Noise(0.25, 0.5, 400, np.random.RandomState(0))
     V = np.ones((400, 50), dtype=np.float32)
     kept = noise.kept(V)
     assert kept is not None
