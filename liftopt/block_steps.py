@@ -179,8 +179,7 @@ class BlockTrainer:
     def scores(self, V: Array) -> Array:
         """Forward pass: the last pre-activation of a batch."""
         for part, W, b in zip(self.maps, self.weights, self.biases, strict=True):
-            u = part.matrix(V) @ W
-            u += b
+            u = part.linear(part.arranged(V), W, b)
             V = part.output(u if part is self.maps[-1] else part.activation(u))
         return V
 
@@ -212,20 +211,20 @@ class BlockTrainer:
             self._move(layer, dW, db, length)
 
     def _forward(self, V: Array, noise: Noise) -> tuple[list[Array], list[tuple[int, ...]], list[Array]]:
-        """Layer inputs as matrices, their shapes as batches, and ``phi'`` at the hidden pre-activations."""
+        """Arranged layer inputs, their shapes as batches, and ``phi'`` at the hidden pre-activations."""
         inputs, shapes, slopes = [], [], []
         last = len(self.maps) - 1
         for layer, part in enumerate(self.maps):
             shapes.append(V.shape)
-            M = part.matrix(V)
-            inputs.append(M)
-            u = np.matmul(M, self.weights[layer], out=self._buffer(layer, M.shape[0]))
-            u += self.biases[layer]
+            inputs.append(part.arranged(V))
+            rows = V.shape[0] * int(np.prod(part.output_shape[:-1]))
+            u = part.linear(inputs[-1], self.weights[layer], self.biases[layer], self._buffer(layer, rows))
             if layer == last:
                 self._scores = u
                 break
             if isinstance(part.activation, ReLU):
-                V, slope = np.maximum(u, 0, out=u), u > 0
+                slope = u > 0
+                V = np.multiply(u, slope, out=u)
             else:
                 V, slope = part.activation(u), part.activation.derivative(u)
             kept = noise.kept(V) if isinstance(part.layer, Dense) else None
@@ -247,14 +246,14 @@ class BlockTrainer:
         gradients: list[tuple[Array, Array]] = []
         samples = signal.dtype.type(1.0 / signal.shape[0])
         for layer in range(len(self.maps) - 1, -1, -1):
-            dW = inputs[layer].T @ signal
+            dW, db = self.maps[layer].gradient(inputs[layer], signal)
             dW *= samples
             if self.alpha:
                 dW += dW.dtype.type(self.alpha) * self.weights[layer]
-            gradients.append((dW, signal.sum(axis=0) * samples))
+            gradients.append((dW, db * samples))
             if layer == 0:
                 break
-            g = signal @ self.weights[layer].T
+            g = self.maps[layer].input_gradient(signal, self.weights[layer])
             factor = self._factors[layer]
             if factor is not None:
                 g -= (g @ factor[0]) @ factor[1]
