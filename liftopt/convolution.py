@@ -1,10 +1,11 @@
-"""Two-dimensional cross-correlation and its derivatives as products of image strips with a banded matrix.
+"""Convolution and pooling of images (n, height, width, channels), and their derivatives.
 
-A padded image (height, width, channels) is cut into overlapping ``strips``: each holds the columns that
-``tile`` neighbouring outputs depend on and is contiguous, (height, reach * channels). All that a row of
-``tile`` outputs depends on is then one contiguous piece x_i of a strip, and the outputs are one BLAS product
-with a banded matrix B (kernel height * reach * channels, tile * channels_out) that holds the kernels once for
-each of the outputs, shifted. The derivatives are products with the same pieces:
+A cross-correlation is a product of image strips with a banded matrix. The padded image is cut into
+overlapping strips: each holds the columns that ``tile`` neighbouring outputs depend on and is contiguous,
+(height, reach * channels). All that a row of ``tile`` outputs depends on is then one contiguous piece x_i of
+a strip, and the outputs are one BLAS product with a banded matrix B (kernel height * reach * channels,
+tile * channels_out) that holds the kernels once for each of the outputs, shifted. The derivatives are
+products with the same pieces:
 
     u_i = x_i B,        dB = sum_i x_i' g_i,        dx_r = sum_i g_i B[r - stride * i]'.
 
@@ -175,3 +176,34 @@ class Correlation:
         for strip in range(self.strips):
             flat[:, :, strip * step : strip * step + parts.shape[3]] += parts[:, strip]
         return images[:, :, p : p + self.width]
+
+
+def pool_images(V: Array, size: int) -> Array:
+    """Means over windows of ``size`` by ``size`` entries of images ``V``; incomplete windows are dropped.
+
+    Rows are added first: they are long and contiguous. The result has the memory order of ``V``.
+    """
+    rows, columns = V.shape[1] // size, V.shape[2] // size
+    down = V[:, : rows * size : size].copy(order="K")
+    for i in range(1, size):
+        down += V[:, i : rows * size : size]
+    out = down[:, :, : columns * size : size].copy(order="K")
+    for j in range(1, size):
+        out += down[:, :, j : columns * size : size]
+    out *= V.dtype.type(1.0 / size**2)
+    return out
+
+
+def unpool_images(G: Array, size: int, shape: tuple[int, ...]) -> Array:
+    """Gradient with respect to the images of ``shape`` from that with respect to their pooled ones."""
+    n, _, width, channels = shape
+    rows, columns = G.shape[1] * size, G.shape[2] * size
+    share = G * G.dtype.type(1.0 / size**2)
+    across = np.zeros((n, G.shape[1], width, channels), dtype=G.dtype)
+    for j in range(size):
+        across[:, :, j:columns:size] = share
+    out = np.empty(shape, dtype=G.dtype)
+    for i in range(size):
+        out[:, i:rows:size] = across
+    out[:, rows:] = 0
+    return out

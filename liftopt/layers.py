@@ -15,7 +15,7 @@ import numpy.typing as npt
 from numpy.lib.stride_tricks import sliding_window_view
 
 from liftopt.activations import Activation, Identity, get_activation
-from liftopt.convolution import Correlation
+from liftopt.convolution import Correlation, pool_images
 from liftopt.packing import FiniteArray
 
 Array = npt.NDArray[Any]
@@ -175,9 +175,8 @@ class Conv2d:
     def linear(self, X: Array) -> Array:
         """Pre-activation of ``X``, shape (n, channels_out, height_out, width_out)."""
         geometry = self.geometry(X.shape[1:])
-        out = geometry.product(geometry.cut(X.transpose(0, 2, 3, 1)), self.matrix)
-        out = out.reshape(X.shape[0], geometry.rows, -1)
-        out += np.tile(self.bias, geometry.columns)
+        out = geometry.product(geometry.cut(X.transpose(0, 2, 3, 1)), self.matrix).reshape(X.shape[0], -1)
+        out += np.tile(self.bias, geometry.rows * geometry.columns)
         return out.reshape(X.shape[0], geometry.rows, geometry.columns, -1).transpose(0, 3, 1, 2)
 
     def __call__(self, X: Array) -> Array:
@@ -246,10 +245,7 @@ class AvgPool2d:
 
     def linear(self, X: Array) -> Array:
         """The pooled batch ``X`` (pooling is linear)."""
-        n, channels, height, width = X.shape
-        rows, columns = height // self.size, width // self.size
-        whole = X[:, :, : rows * self.size, : columns * self.size]
-        return whole.reshape(n, channels, rows, self.size, columns, self.size).mean(axis=(3, 5))
+        return pool_images(X.transpose(0, 2, 3, 1), self.size).transpose(0, 3, 1, 2)
 
     def __call__(self, X: Array) -> Array:
         """Same as :meth:`linear`: there is no activation."""

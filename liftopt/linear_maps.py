@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from liftopt.activations import Activation
-from liftopt.convolution import Correlation
+from liftopt.convolution import Correlation, pool_images, unpool_images
 from liftopt.layers import AvgPool2d, Conv2d, Dense, Flatten, Layer
 from liftopt.network import Network
 
@@ -68,7 +68,7 @@ class LinearMap:
     def arranged(self, V: Array) -> Array:
         """What products with the weights read: ``V`` pooled, flattened, cut for a convolution."""
         for layer in self.before:
-            V = _flatten(V) if isinstance(layer, Flatten) else _pool(V, layer.size)
+            V = _flatten(V) if isinstance(layer, Flatten) else pool_images(V, layer.size)
         return V if self.geometry is None else self.geometry.cut(V)
 
     def linear(self, M: Array, W: Array, b: Array, out: Array | None = None) -> Array:
@@ -93,7 +93,7 @@ class LinearMap:
         for layer in self.before:
             shapes.append(_shape_after(layer, shapes[-1]))
         for layer, inner in zip(reversed(self.before), reversed(shapes[:-1]), strict=True):
-            G = _unflatten(G, inner) if isinstance(layer, Flatten) else _unpool(G, layer.size, inner)
+            G = _unflatten(G, inner) if isinstance(layer, Flatten) else unpool_images(G, layer.size, inner)
         return G
 
     def matrix(self, V: Array) -> Array:
@@ -141,32 +141,6 @@ def channels_last(X: Array, input_shape: tuple[int, ...]) -> Array:
     if len(input_shape) == 1:
         return X
     return X.reshape(X.shape[0], *input_shape).transpose(0, 2, 3, 1)
-
-
-def _pool(V: Array, size: int) -> Array:
-    rows, columns = V.shape[1] // size, V.shape[2] // size
-    down = V[:, : rows * size : size].copy()
-    for i in range(1, size):
-        down += V[:, i : rows * size : size]
-    out = down[:, :, : columns * size : size].copy()
-    for j in range(1, size):
-        out += down[:, :, j : columns * size : size]
-    out *= V.dtype.type(1.0 / size**2)
-    return out
-
-
-def _unpool(G: Array, size: int, shape: tuple[int, ...]) -> Array:
-    n, _, width, channels = shape
-    rows, columns = G.shape[1] * size, G.shape[2] * size
-    share = G * G.dtype.type(1.0 / size**2)
-    across = np.zeros((n, G.shape[1], width, channels), dtype=G.dtype)
-    for j in range(size):
-        across[:, :, j:columns:size] = share
-    out = np.empty(shape, dtype=G.dtype)
-    for i in range(size):
-        out[:, i:rows:size] = across
-    out[:, rows:] = 0
-    return out
 
 
 def _flatten(V: Array) -> Array:

@@ -1,4 +1,4 @@
-"""Strip products: equal to scipy's correlation and to a direct loop, adjoint identities, any geometry."""
+"""Strip products and pooling: equal to scipy's correlation and to direct loops, adjoint, any geometry."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.signal import correlate
 
-from liftopt.convolution import Correlation
+from liftopt.convolution import Correlation, pool_images, unpool_images
 
 
 @st.composite
@@ -110,3 +110,17 @@ def test_memory_layout_of_the_images_does_not_matter(rng):
 
 def test_kernels_of_one_entry_are_not_tiled():
     assert Correlation(12, 12, 3, (1, 1), 2).tile == 1
+
+
+@given(st.integers(1, 4), st.integers(0, 3), st.integers(0, 3), st.booleans(), st.integers(0, 99))
+def test_pooling_takes_means_and_unpooling_is_its_adjoint(size, down, across, channels_first, seed):
+    rng = np.random.default_rng(seed)
+    V = rng.normal(size=(2, size + down, 2 * size + across, 3))
+    if channels_first:
+        V = np.ascontiguousarray(V.transpose(0, 3, 1, 2)).transpose(0, 2, 3, 1)
+    pooled = pool_images(V, size)
+    G = rng.normal(size=pooled.shape)
+    for i, j in np.ndindex(pooled.shape[1:3]):
+        window = V[:, i * size : (i + 1) * size, j * size : (j + 1) * size]
+        np.testing.assert_allclose(pooled[:, i, j], window.mean(axis=(1, 2)), atol=1e-14)
+    assert np.vdot(unpool_images(G, size, V.shape), V) == pytest.approx(np.vdot(pooled, G), abs=1e-10)
