@@ -90,7 +90,7 @@ class Correlation:
         shape = (n, self.strips, padded.shape[1], self.reach, self.channels)
         step = self.tile * self.stride * column
         overlapping = as_strided(padded, shape, (sample, step, row, column, channel), writeable=False)
-        return np.ascontiguousarray(overlapping).reshape(*shape[:3], -1)
+        return np.ascontiguousarray(overlapping).reshape(*shape[:3], self.reach * self.channels)
 
     def product(self, strips: Array, W: Array, out: Array | None = None) -> Array:
         """Outputs (n * rows * columns, channels_out) for kernels ``W`` (height * width * channels, same)."""
@@ -147,7 +147,7 @@ class Correlation:
 
     def _by_row(self, G: Array, n: int) -> Array:
         """Outputs as a view (rows, strips, n, tile * channels_out)."""
-        return G.reshape(n, self.rows, self.strips, -1).transpose(1, 2, 0, 3)
+        return G.reshape(n, self.rows, self.strips, self.tile * self.channels_out).transpose(1, 2, 0, 3)
 
     def _band(self, W: Array) -> Array:
         """The banded matrix (kernel height * reach * channels, tile * channels_out)."""

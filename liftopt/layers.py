@@ -175,9 +175,11 @@ class Conv2d:
     def linear(self, X: Array) -> Array:
         """Pre-activation of ``X``, shape (n, channels_out, height_out, width_out)."""
         geometry = self.geometry(X.shape[1:])
-        out = geometry.product(geometry.cut(X.transpose(0, 2, 3, 1)), self.matrix).reshape(X.shape[0], -1)
-        out += np.tile(self.bias, geometry.rows * geometry.columns)
-        return out.reshape(X.shape[0], geometry.rows, geometry.columns, -1).transpose(0, 3, 1, 2)
+        out = geometry.product(geometry.cut(X.transpose(0, 2, 3, 1)), self.matrix)
+        positions = geometry.rows * geometry.columns
+        samples = out.reshape(-1, positions * self.bias.size)  # long rows: short ones are slow to add to
+        samples += np.tile(self.bias, positions)
+        return out.reshape(-1, geometry.rows, geometry.columns, self.bias.size).transpose(0, 3, 1, 2)
 
     def __call__(self, X: Array) -> Array:
         """Activated output."""

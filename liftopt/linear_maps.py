@@ -8,6 +8,7 @@ is needed. Images are kept channels-last between the layers.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -74,14 +75,15 @@ class LinearMap:
     def linear(self, M: Array, W: Array, b: Array, out: Array | None = None) -> Array:
         """``u = M(V) W + b`` for :meth:`arranged` inputs, a row for each sample and position."""
         u = np.matmul(M, W, out=out) if self.geometry is None else self.geometry.product(M, W, out)
-        samples = u.reshape(M.shape[0], -1)  # long rows: short ones are slow to add to
+        samples = u.reshape(-1, math.prod(self.output_shape))  # long rows: short ones are slow to add to
         samples += np.tile(b, samples.shape[1] // b.size)
         return u
 
     def gradient(self, M: Array, G: Array) -> tuple[Array, Array]:
         """Gradients with respect to ``W`` and ``b`` from ``G`` (rows, fan_out), that for ``u``."""
         dW = M.T @ G if self.geometry is None else self.geometry.weight_gradient(M, G)
-        return dW, G.reshape(M.shape[0], -1).sum(axis=0).reshape(-1, G.shape[1]).sum(axis=0)
+        samples = G.reshape(-1, math.prod(self.output_shape))
+        return dW, samples.sum(axis=0).reshape(-1, G.shape[1]).sum(axis=0)
 
     def input_gradient(self, G: Array, W: Array) -> Array:
         """Gradient with respect to what enters the layer itself from ``G``, that for ``u``."""
