@@ -15,6 +15,7 @@ import numpy.typing as npt
 from numpy.lib.stride_tricks import sliding_window_view
 
 from liftopt.activations import Activation, Identity, get_activation
+from liftopt.convolution import Correlation, pool_images
 from liftopt.packing import FiniteArray
 
 Array = npt.NDArray[Any]
@@ -158,12 +159,27 @@ class Conv2d:
         windows = windows[:, :, :: self.stride, :: self.stride].transpose(0, 2, 3, 1, 4, 5)
         return windows.reshape(*windows.shape[:3], -1)
 
+    @property
+    def matrix(self) -> Array:
+        """The kernels as a matrix (height * width * channels_in, channels_out), a copy."""
+        return self.weight.transpose(2, 3, 1, 0).reshape(-1, self.weight_shape[0])
+
+    def geometry(self, shape: Shape) -> Correlation:
+        """Geometry of the products for input samples of ``shape``."""
+        channels, height, width = shape
+        channels_out, _, *kernel = self.weight_shape
+        return Correlation(
+            height, width, channels, (kernel[0], kernel[1]), channels_out, self.stride, self.padding
+        )
+
     def linear(self, X: Array) -> Array:
         """Pre-activation of ``X``, shape (n, channels_out, height_out, width_out)."""
-        kernels = self.weight.reshape(self.weight_shape[0], -1).T
-        out = self.patches(X) @ kernels
-        out += self.bias
-        return out.transpose(0, 3, 1, 2)
+        geometry = self.geometry(X.shape[1:])
+        out = geometry.product(geometry.cut(X.transpose(0, 2, 3, 1)), self.matrix)
+        positions = geometry.rows * geometry.columns
+        samples = out.reshape(-1, positions * self.bias.size)  # long rows: short ones are slow to add to
+        samples += np.tile(self.bias, positions)
+        return out.reshape(-1, geometry.rows, geometry.columns, self.bias.size).transpose(0, 3, 1, 2)
 
     def __call__(self, X: Array) -> Array:
         """Activated output."""
@@ -231,10 +247,7 @@ class AvgPool2d:
 
     def linear(self, X: Array) -> Array:
         """The pooled batch ``X`` (pooling is linear)."""
-        n, channels, height, width = X.shape
-        rows, columns = height // self.size, width // self.size
-        whole = X[:, :, : rows * self.size, : columns * self.size]
-        return whole.reshape(n, channels, rows, self.size, columns, self.size).mean(axis=(3, 5))
+        return pool_images(X.transpose(0, 2, 3, 1), self.size).transpose(0, 3, 1, 2)
 
     def __call__(self, X: Array) -> Array:
         """Same as :meth:`linear`: there is no activation."""

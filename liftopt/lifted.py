@@ -129,8 +129,8 @@ class LiftedProblem:
         known = self._products.get(layer)
         if known is not None and known[0] is V and known[1] is W and known[2] is b:
             return known[3]
-        u = self.maps[layer].matrix(V) @ W
-        u += b
+        part = self.maps[layer]
+        u = part.linear(part.arranged(V), W, b)
         self._products[layer] = V, W, b, u
         return u
 
@@ -181,16 +181,19 @@ class LiftedProblem:
         """Gradient of a sample's cost beyond ``V = blocks.values[layer]`` with respect to that ``V``."""
         above = layer + 1
         u = self.linear(blocks, above)
-        G = self.row_gradient(above, u, self.leaving(blocks, above)) @ blocks.weights[above].T
-        return self.maps[above].adjoint(G, blocks.values[layer].shape)
+        part = self.maps[above]
+        G = part.input_gradient(
+            self.row_gradient(above, u, self.leaving(blocks, above)), blocks.weights[above]
+        )
+        return part.adjoint(G, blocks.values[layer].shape)
 
     def weight_gradient(self, blocks: Blocks, layer: int) -> tuple[Array, Array]:
         """Gradient of the objective with respect to the weights and the bias of ``layer``."""
-        M = self.matrix(blocks, layer)
+        part, W = self.maps[layer], blocks.weights[layer]
         R = self.row_gradient(layer, self.linear(blocks, layer), self.leaving(blocks, layer))
         R *= self.row_share(R.shape[0])[:, None].astype(R.dtype)
-        W = blocks.weights[layer]
-        return M.T @ R + W.dtype.type(self.alpha) * W, R.sum(axis=0)
+        dW, db = part.gradient(part.arranged(self.entering(blocks, layer)), R)
+        return dW + W.dtype.type(self.alpha) * W, db
 
     def row_share(self, rows: int) -> Array:
         """:attr:`share` for the rows of a layer (a convolution has one row a position)."""

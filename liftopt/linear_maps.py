@@ -1,22 +1,23 @@
 """The affine parts of a network as matrix products: ``u = M(V) W + b``, the form every block solver needs.
 
 A :class:`LinearMap` joins one parametric layer (Dense or Conv2d) with the pooling and flattening before it.
-``matrix(V)`` lays the batch out so that the layer is a product with the weight matrix ``W``
-(fan_in, fan_out); ``adjoint`` maps a gradient with respect to ``M(V)`` back to ``V``. Images are kept
-channels-last between the layers, so that products need no transposition.
+``linear`` computes ``u`` for a weight matrix ``W`` (fan_in, fan_out), ``gradient`` the derivatives for ``W``
+and ``b``, ``input_gradient`` and ``adjoint`` that for ``V``; ``matrix`` forms ``M(V)`` where its Gram matrix
+is needed. Images are kept channels-last between the layers.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numpy.lib.stride_tricks import sliding_window_view
 
 from liftopt.activations import Activation
+from liftopt.convolution import Correlation, pool_images, unpool_images
 from liftopt.layers import AvgPool2d, Conv2d, Dense, Flatten, Layer
 from liftopt.network import Network
 
@@ -35,11 +36,14 @@ class LinearMap:
         The layer; its arrays are the starting point, not the state.
     output_shape : tuple of int
         Shape of one output sample, channels last.
+    geometry : Correlation, optional
+        Of a Conv2d; None for a Dense layer.
     """
 
     before: tuple[AvgPool2d | Flatten, ...]
     layer: Dense | Conv2d
     output_shape: tuple[int, ...]
+    geometry: Correlation | None = None
 
     @property
     def activation(self) -> Activation:
@@ -51,7 +55,7 @@ class LinearMap:
         """The layer's weights as a matrix (fan_in, fan_out), a copy."""
         if isinstance(self.layer, Dense):
             return self.layer.weight.copy()
-        return self.layer.weight.transpose(2, 3, 1, 0).reshape(-1, self.layer.weight.shape[0]).copy()
+        return self.layer.matrix
 
     def with_weights(self, W: Array, b: Array) -> list[Layer]:
         """The layers with weight matrix ``W`` and bias ``b``."""
@@ -62,54 +66,46 @@ class LinearMap:
         geometry = {"stride": self.layer.stride, "padding": self.layer.padding}
         return [*self.before, Conv2d(np.ascontiguousarray(kernels), b, self.activation, **geometry)]
 
-    def matrix(self, V: Array) -> Array:
-        """``M(V)`` of shape (rows, fan_in); rows are samples, times positions for a convolution."""
+    def arranged(self, V: Array) -> Array:
+        """What products with the weights read: ``V`` pooled, flattened, cut for a convolution."""
         for layer in self.before:
-            V = _flatten(V) if isinstance(layer, Flatten) else _pool(V, layer.size)
-        if isinstance(self.layer, Dense):
-            return V
-        windows = self._windows(V)
-        return windows.reshape(-1, int(np.prod(windows.shape[3:])))
+            V = _flatten(V) if isinstance(layer, Flatten) else pool_images(V, layer.size)
+        return V if self.geometry is None else self.geometry.cut(V)
+
+    def linear(self, M: Array, W: Array, b: Array, out: Array | None = None) -> Array:
+        """``u = M(V) W + b`` for :meth:`arranged` inputs, a row for each sample and position."""
+        u = np.matmul(M, W, out=out) if self.geometry is None else self.geometry.product(M, W, out)
+        samples = u.reshape(-1, math.prod(self.output_shape))  # long rows: short ones are slow to add to
+        samples += np.tile(b, samples.shape[1] // b.size)
+        return u
+
+    def gradient(self, M: Array, G: Array) -> tuple[Array, Array]:
+        """Gradients with respect to ``W`` and ``b`` from ``G`` (rows, fan_out), that for ``u``."""
+        dW = M.T @ G if self.geometry is None else self.geometry.weight_gradient(M, G)
+        samples = G.reshape(-1, math.prod(self.output_shape))
+        return dW, samples.sum(axis=0).reshape(-1, G.shape[1]).sum(axis=0)
+
+    def input_gradient(self, G: Array, W: Array) -> Array:
+        """Gradient with respect to what enters the layer itself from ``G``, that for ``u``."""
+        return G @ W.T if self.geometry is None else self.geometry.input_gradient(G, W)
+
+    def adjoint(self, G: Array, shape: tuple[int, ...]) -> Array:
+        """Gradient with respect to ``V`` of ``shape`` from an :meth:`input_gradient`."""
+        shapes = [shape]
+        for layer in self.before:
+            shapes.append(_shape_after(layer, shapes[-1]))
+        for layer, inner in zip(reversed(self.before), reversed(shapes[:-1]), strict=True):
+            G = _unflatten(G, inner) if isinstance(layer, Flatten) else unpool_images(G, layer.size, inner)
+        return G
+
+    def matrix(self, V: Array) -> Array:
+        """``M(V)`` of shape (rows, fan_in), a patch in each row for a convolution."""
+        M = self.arranged(V)
+        return M if self.geometry is None else self.geometry.patches(M)
 
     def output(self, u: Array) -> Array:
         """Rows ``u`` (rows, fan_out) as a batch of samples."""
         return u.reshape(-1, *self.output_shape)
-
-    def adjoint(self, G: Array, shape: tuple[int, ...]) -> Array:
-        """Gradient with respect to ``V`` of ``shape`` from the gradient ``G`` with respect to ``M(V)``."""
-        shapes = [shape]
-        for layer in self.before:
-            shapes.append(_shape_after(layer, shapes[-1]))
-        if isinstance(self.layer, Conv2d):
-            G = self._scatter(G, shapes[-1])
-        for layer, inner in zip(reversed(self.before), reversed(shapes[:-1]), strict=True):
-            G = _unflatten(G, inner) if isinstance(layer, Flatten) else _unpool(G, layer.size, inner)
-        return G
-
-    def _windows(self, V: Array) -> Array:
-        """Receptive fields, shape (n, rows, columns, height, width, channels)."""
-        assert isinstance(self.layer, Conv2d)
-        margin = (self.layer.padding, self.layer.padding)
-        padded = np.pad(V, ((0, 0), margin, margin, (0, 0))) if self.layer.padding else V
-        stride = self.layer.stride
-        windows = sliding_window_view(padded, self.layer.weight.shape[2:], axis=(1, 2))
-        return windows[:, ::stride, ::stride].transpose(0, 1, 2, 4, 5, 3)
-
-    def _scatter(self, G: Array, shape: tuple[int, ...]) -> Array:
-        """Sum window gradients into the image they were cut from."""
-        assert isinstance(self.layer, Conv2d)
-        (height, width), padding, stride = self.layer.weight.shape[2:], self.layer.padding, self.layer.stride
-        n, rows, columns, channels = shape
-        padded = np.zeros((n, rows + 2 * padding, columns + 2 * padding, channels), dtype=G.dtype)
-        down = (rows + 2 * padding - height) // stride + 1
-        across = (columns + 2 * padding - width) // stride + 1
-        parts = G.reshape(n, down, across, height, width, channels)
-        for i in range(height):
-            for j in range(width):
-                padded[:, i : i + down * stride : stride, j : j + across * stride : stride] += parts[
-                    :, :, :, i, j
-                ]
-        return padded[:, padding : padding + rows, padding : padding + columns]
 
 
 def linear_maps(network: Network) -> list[LinearMap]:
@@ -118,13 +114,14 @@ def linear_maps(network: Network) -> list[LinearMap]:
     before: list[AvgPool2d | Flatten] = []
     shape = network.input_shape
     for layer in network.layers:
-        shape = layer.output_shape(shape)
+        entering, shape = shape, layer.output_shape(shape)
         if isinstance(layer, (AvgPool2d, Flatten)):
             before.append(layer)
         elif not isinstance(layer, (Dense, Conv2d)):
             raise ValueError(f"block descent cannot train through the layer {layer}")
         else:
-            maps.append(LinearMap(tuple(before), layer, (*shape[1:], shape[0])))
+            geometry = layer.geometry(entering) if isinstance(layer, Conv2d) else None
+            maps.append(LinearMap(tuple(before), layer, (*shape[1:], shape[0]), geometry))
             before = []
     if before or not maps:
         raise ValueError("a network to be trained must end in a Dense layer")
@@ -146,27 +143,6 @@ def channels_last(X: Array, input_shape: tuple[int, ...]) -> Array:
     if len(input_shape) == 1:
         return X
     return X.reshape(X.shape[0], *input_shape).transpose(0, 2, 3, 1)
-
-
-def _pool(V: Array, size: int) -> Array:
-    n, height, width, channels = V.shape
-    rows, columns = height // size, width // size
-    out = np.zeros((n, rows, columns, channels), dtype=V.dtype)
-    for i in range(size):
-        for j in range(size):
-            out += V[:, i : rows * size : size, j : columns * size : size]
-    out *= V.dtype.type(1.0 / size**2)
-    return out
-
-
-def _unpool(G: Array, size: int, shape: tuple[int, ...]) -> Array:
-    out = np.zeros(shape, dtype=G.dtype)
-    share = G * G.dtype.type(1.0 / size**2)
-    rows, columns = G.shape[1] * size, G.shape[2] * size
-    for i in range(size):
-        for j in range(size):
-            out[:, i:rows:size, j:columns:size] = share
-    return out
 
 
 def _flatten(V: Array) -> Array:

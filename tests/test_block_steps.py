@@ -93,6 +93,14 @@ def test_value_step_is_the_newton_step_of_the_batch_model(rng):
     np.testing.assert_allclose(dW, -lam * Z.T @ change / 32, atol=1e-10)
 
 
+def test_scores_of_many_rows_are_those_of_few(rng):
+    net = network(rng)
+    trainer = BlockTrainer(linear_maps(net), CrossEntropy(), 1.0, np.float64)
+    Z, _ = data(rng, n=777)
+    np.testing.assert_allclose(trainer.scores(Z), net.scores(Z), rtol=1e-10)
+    assert trainer.scores(Z[:0]).shape == (0, 3)
+
+
 def test_zero_loss_gradient_moves_nothing(rng):
     net = network(rng, sizes=(6, 8, 3))
     trainer = BlockTrainer(linear_maps(net), Squared(), 0.3, np.float64)

@@ -49,6 +49,11 @@ def test_average_pooling_equals_torch(rng, size):
     assert AvgPool2d(size).output_shape((3, 7, 6)) == expected.shape[1:]
 
 
+def test_no_samples_give_no_outputs(rng):
+    layer = conv(rng, padding=1)
+    assert AvgPool2d(2)(layer(np.empty((0, 2, 5, 5)))).shape == (0, 3, 2, 3)
+
+
 def test_flatten_equals_torch(rng):
     X = rng.normal(size=(2, 3, 4, 5))
     np.testing.assert_array_equal(Flatten()(X), torch.flatten(torch.from_numpy(X), 1).numpy())

@@ -28,7 +28,7 @@ LAZY = (
 )
 
 # solvers (0) <- values (1) <- methods and what they share (2, every other module) <- comparison (3)
-VALUES = {"activations", "layers", "network", "packing", "packed_kernels"}
+VALUES = {"activations", "layers", "network", "packing", "packed_kernels", "convolution"}
 COMPARISON = {"cli", "commands", "plot", "compare", "comparison", "report", "console", "svg", "__main__"}
 
 

@@ -23,7 +23,8 @@ def test_products_equal_the_layers(rng, stride, padding):
     X = rng.normal(size=(5, 2, 9, 9))
     V = channels_last(X.reshape(5, -1), network.input_shape)
     for part in linear_maps(network):
-        u = part.matrix(V) @ part.weight + part.layer.bias
+        u = part.linear(part.arranged(V), part.weight, part.layer.bias)
+        np.testing.assert_allclose(u, part.matrix(V) @ part.weight + part.layer.bias, atol=1e-12)
         V = part.output(part.activation(u))
     np.testing.assert_allclose(V, network(X), rtol=1e-12)
 
@@ -33,10 +34,15 @@ def test_adjoint_identity(rng, stride, padding):
     network = convolutional(rng, stride, padding)
     shape: tuple[int, ...] = (4, 9, 9, 2)
     for part in linear_maps(network):
-        V = rng.normal(size=shape)
-        M = part.matrix(V)
-        G = rng.normal(size=M.shape)
-        assert np.vdot(M, G) == pytest.approx(np.vdot(V, part.adjoint(G, shape)), rel=1e-12)
+        V, W, b = rng.normal(size=shape), part.weight, np.zeros(part.layer.bias.size)
+        M = part.arranged(V)
+        u = part.linear(M, W, b)
+        G = rng.normal(size=u.shape)
+        dV = part.adjoint(part.input_gradient(G, W), shape)
+        assert np.vdot(u, G) == pytest.approx(np.vdot(V, dV), rel=1e-11)
+        dW, db = part.gradient(M, G)
+        np.testing.assert_allclose(dW, part.matrix(V).T @ G, atol=1e-11)
+        np.testing.assert_allclose(db, G.sum(axis=0), atol=1e-11)
         shape = (4, *part.output_shape)
 
 
