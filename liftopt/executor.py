@@ -69,6 +69,26 @@ class SerialExecutor(Executor):
         return map(partial(run_pinned, task), items)
 
 
+class ThreadExecutor(Executor):
+    """Threads of this process, for items in its memory; the limit of BLAS threads is the caller's.
+
+    Parameters
+    ----------
+    n_jobs : int
+        Number of threads; -1 for one a core.
+    """
+
+    def __init__(self, n_jobs: int) -> None:
+        self.n_jobs = n_jobs
+
+    def map(self, task: Task[Item, Value], items: Sequence[Item]) -> Iterator[Value]:
+        """Values of ``task`` in the order of ``items``."""
+        if self.n_jobs == 1:
+            return map(task, items)
+        parallel = Parallel(n_jobs=self.n_jobs, prefer="threads", return_as="generator")
+        return iter(parallel(delayed(task)(item) for item in items))
+
+
 class JoblibExecutor(Executor):
     """Worker processes of this machine (loky).
 
