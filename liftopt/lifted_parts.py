@@ -168,9 +168,11 @@ class PartedProblem:
         """``(alpha/2) sum |W|^2``."""
         return 0.5 * self.alpha * sum(float(np.vdot(W, W)) for W in weights)
 
-    def objective(self, point: Point) -> float:
-        """The relaxed objective."""
-        return sum(self.costs(point)) + self.ridge(point.weights)
+    def first_order(self, point: Point) -> tuple[float, list[Array]]:
+        """The relaxed objective, and its gradients by the weights over the biases of every layer."""
+        costs, slopes = self.total(_costs_and_slopes, point)
+        gradients = self._ridged(point, range(len(self.maps)), slopes)
+        return sum(costs) + self.ridge(point.weights), gradients
 
     def gradients(self, point: Point, layers: Sequence[int]) -> list[Array]:
         """Gradients of the objective by the weights over the biases of ``layers``."""
@@ -276,8 +278,12 @@ def _of_layers(
     return tuple(function(problem, blocks, layer) for layer in layers)
 
 
+def _costs_and_slopes(problem: LiftedProblem, blocks: Blocks) -> tuple[Any, ...]:
+    return problem.costs(blocks), tuple(problem.slope(blocks, layer) for layer in range(len(problem.maps)))
+
+
 def _measured(problem: LiftedProblem, blocks: Blocks) -> tuple[Any, ...]:
     """Costs, slopes, misfits and the forward loss."""
-    costs, forward = problem.costs(blocks), problem.forward_loss(blocks)
-    slopes = tuple(problem.slope(blocks, layer) for layer in range(len(problem.maps)))
+    costs, slopes = _costs_and_slopes(problem, blocks)
+    forward = problem.forward_loss(blocks)
     return costs, slopes, tuple(problem.misfit(blocks, i) for i in range(len(blocks.values))), forward

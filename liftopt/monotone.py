@@ -142,11 +142,12 @@ class BlockDescent:
             for layer in hidden:
                 point = self.weight_blocks(point, [layer + 1])
                 point, steps = self.settled(point, steps, [layer])
-        here = Located(point.stacked, self.problem.gradients(point, layers))
+        value, gradients = self.problem.first_order(point)
+        here = Located(point.stacked, gradients)
         pairs, factors = state.pairs.extended(here), state.factors
         if state.age % _REFACTOR == 0:
             factors = self._factors(point, layers)
-        moved = self._joint_step(point, here, pairs, factors) if len(pairs) else None
+        moved = self._joint_step(point, value, here, pairs, factors) if len(pairs) else None
         if moved is None:  # in sequence the layers above the first have been solved
             moved = self.weight_blocks(point, layers if self.order == "parallel" else [0])
         return DescentState(moved, steps, pairs, factors, state.age + 1)
@@ -192,20 +193,20 @@ class BlockDescent:
         return point
 
     def _joint_step(
-        self, point: Point, here: Located, pairs: Pairs, factors: tuple[SpdFactor, ...]
+        self, point: Point, value: float, here: Located, pairs: Pairs, factors: tuple[SpdFactor, ...]
     ) -> Point | None:
-        """Quasi-Newton step of all weights, activations carried along; None if nothing falls."""
+        """Quasi-Newton step of all weights, activations carried along; None if none falls below ``value``."""
         direction = pairs.direction(
             here.gradient, lambda parts: [f.solve(p) for f, p in zip(factors, parts, strict=True)]
         )
-        start, length = self.problem.objective(point), 1.0
+        length = 1.0
         for _ in range(_JOINT_TRIALS):
             target = point
             for layer, (x, d) in enumerate(zip(here.point, direction, strict=True)):
                 target = target.with_layer(layer, x - length * d)
             moved, costs = self.problem.moved(partial(carry_values, target.weights, target.biases), point)
             moved = Point(target.weights, target.biases, moved.kept)
-            if sum(tree_reduce(added, costs)) + self.problem.ridge(moved.weights) < start:
+            if sum(tree_reduce(added, costs)) + self.problem.ridge(moved.weights) < value:
                 return moved
             length /= 4.0
         return None

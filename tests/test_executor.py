@@ -8,6 +8,7 @@ import sys
 import time
 from collections import Counter
 from functools import partial
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -185,6 +186,21 @@ def test_a_worker_without_the_package_is_named(tmp_path):
         finally:
             worker.kill()
             worker.wait()
+
+
+class Elsewhere:
+    """A task of a package that only this process has."""
+
+    def __reduce__(self):
+        return import_module, ("package_of_this_process",)
+
+    def __call__(self, item):
+        return item
+
+
+def test_a_process_without_the_package_is_named():
+    with pytest.raises(ImportError, match=r"a worker process cannot load liftopt or what a task refers to"):
+        JoblibExecutor(2).reduce(Elsewhere(), operator.add, [1, 2])
 
 
 def test_other_versions_are_refused(client, monkeypatch):
