@@ -25,7 +25,8 @@ from liftopt.streams import Stream
 
 Array = npt.NDArray[Any]
 
-_SAMPLE_SHARE = 16  # of the memory limit
+_SAMPLE_SHARE = 2  # of the memory limit
+_COPIES, _PRODUCTS = 2, 10  # of sampled rows, and of their activations, that exist at a time
 _LEAST_SAMPLE = 1000  # rows
 
 
@@ -73,8 +74,8 @@ def merged_counts(first: tuple[Array, Array], second: tuple[Array, Array]) -> tu
 
 def _sample_size(estimator: Any, rows: Stream) -> int:
     """Rows that settle the ridge and the first sweeps, as the memory limit allows."""
-    width = rows.n_features + int(np.sum(estimator.hidden_layer_sizes))
-    allowed = rows.memory_limit // _SAMPLE_SHARE // (8 * width)
+    width = _COPIES * rows.n_features + _PRODUCTS * int(np.sum(estimator.hidden_layer_sizes))
+    allowed = rows.memory_limit // _SAMPLE_SHARE // (rows.dtype.itemsize * width)
     return min(SAMPLE_ROWS, max(_LEAST_SAMPLE, allowed))
 
 
