@@ -12,24 +12,27 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from liftopt.checkpoint import State
-from liftopt.lifted import Blocks, LiftedProblem
+from liftopt.lifted import LiftedProblem
+from liftopt.lifted_parts import PartedProblem, Point
 from liftopt.losses import CrossEntropy, Squared
 from liftopt.monotone import ORDERS, BlockDescent, DescentState, Order
 from liftopt.solvers.least_squares import solve_ridge
 from liftopt.solvers.result import Callback, Record
 from liftopt.solvers.softmax import solve_softmax_regression
 
-Following = Callable[[LiftedProblem, Blocks], tuple[float, ...]]
+Array = npt.NDArray[Any]
+Following = Callable[[PartedProblem, Point], tuple[float, ...]]
 
 SCHEDULES = ("fixed", "geometric", "increasing", "augmented")
 _STAGES = 4
 _GROWTH = 2.0
-_REFIT_STEPS = 50
+_REFIT_STEPS, _REFIT_TOL = 50, 1e-5
 _PATIENCE = 30
 _PATH_GAIN = 0.95  # held-out loss of a weaker ridge relative to the stronger ones
-_SAMPLE_ROWS = 10_000  # of more than twice as many, a sample settles the ridge and the first sweeps
+SAMPLE_ROWS = 10_000  # of more than twice as many, a sample settles the ridge and the first sweeps
 
 
 @dataclass(frozen=True)
@@ -45,20 +48,17 @@ class Descent:
         of it, doubled at each; or in four stages by dual ascent, growing where the penalty is largest.
     order : {"parallel", "sequence"}
         Of the W-blocks.
-    n_jobs : int
-        Threads for parallel W-blocks.
     max_iter : int
         Sweeps for every ridge.
     ridges : tuple of float
         Weights of the ridge, each started from the last; with held-out rows the path ends where they say so.
     tol : float
-        Bound on the block residuals (:meth:`LiftedProblem.measure`).
+        Bound on the block residuals (:meth:`PartedProblem.measure`).
     """
 
     multiplier: float
     schedule: str
     order: Order
-    n_jobs: int
     max_iter: int
     tol: float
     ridges: tuple[float, ...]
@@ -82,11 +82,11 @@ class Descent:
             return tuple(self.multiplier * _GROWTH**layer for layer in range(hidden))
         return (self.multiplier / (_STAGES if self.schedule == "increasing" else 1.0),) * hidden
 
-    def following(self, problem: LiftedProblem, blocks: Blocks) -> tuple[float, ...]:
+    def following(self, problem: PartedProblem, point: Point) -> tuple[float, ...]:
         """Multipliers of the next stage."""
         if self.schedule == "increasing":
             return tuple(_GROWTH * lam for lam in problem.multipliers)
-        gaps = [cost / lam for cost, lam in zip(problem.costs(blocks), problem.multipliers, strict=False)]
+        gaps = [cost / lam for cost, lam in zip(problem.costs(point), problem.multipliers, strict=False)]
         largest = max(gaps, default=0.0)
         return tuple(
             lam * (1.0 + (gap / largest if largest > 0.0 else 0.0))
@@ -99,7 +99,7 @@ class Outcome:
 
     Parameters
     ----------
-    blocks : Blocks
+    point : Point
         The start, then the last point.
     judge : callable, optional
         Loss of a point on held-out rows: ``best`` is the point where it was lowest, and a run is finished
@@ -110,11 +110,11 @@ class Outcome:
 
     def __init__(
         self,
-        blocks: Blocks,
-        judge: Callable[[Blocks], float] | None = None,
+        point: Point,
+        judge: Callable[[Point], float] | None = None,
         save: Callable[[Callable[[], State]], None] = lambda state: None,
     ) -> None:
-        self.blocks = self.best = blocks
+        self.point = self.best = point
         self.n_iter = 0
         self.lowest = np.inf
         self.idle = 0
@@ -131,7 +131,7 @@ class Outcome:
         A run that a checkpoint has behind it is recalled, not repeated.
         """
         recalled, self._records = self._recalled, []
-        start: Blocks | DescentState = self.blocks
+        start: Point | DescentState = self.point
         if recalled is not None and len(self._finished) < len(recalled["finished"]):
             found = recalled["finished"][len(self._finished)]
             self._return_to(found)
@@ -148,24 +148,24 @@ class Outcome:
                 return bool(callback(record))
 
             end = descent.run(start, callback=watch, on_sweep=self.accept, past=past, **budget)
-            self.blocks = end.state.blocks
-            multipliers = following(descent.problem, self.blocks)
+            self.point = end.state.point
+            multipliers = following(descent.problem, self.point)
         self._finished.append({**self._present(), "multipliers": multipliers})
         return multipliers
 
     def accept(self, state: DescentState) -> None:
         """Take the point of one more sweep."""
-        self.blocks, self.n_iter = state.blocks, self.n_iter + 1
-        self.offer(state.blocks)
+        self.point, self.n_iter = state.point, self.n_iter + 1
+        self.offer(state.point)
         self._save(partial(self.state, state))
 
-    def offer(self, blocks: Blocks) -> bool:
-        """Keep ``blocks`` as the best if held-out rows agree (or there are none)."""
-        loss = -np.inf if self._judge is None else self._judge(blocks)
+    def offer(self, point: Point) -> bool:
+        """Keep ``point`` as the best if held-out rows agree (or there are none)."""
+        loss = -np.inf if self._judge is None else self._judge(point)
         better = self._judge is None or loss < self.lowest
         self.idle = 0 if better else self.idle + 1
         if better:
-            self.best, self.lowest = blocks, loss
+            self.best, self.lowest = point, loss
         return better
 
     def state(self, now: DescentState) -> State:
@@ -184,39 +184,44 @@ class Outcome:
 
     def _return_to(self, present: State) -> None:
         weights, biases = present["best"]
-        self.best = Blocks(tuple(weights), tuple(biases), ())
+        self.best = Point(tuple(weights), tuple(biases))
         self.lowest, self.idle, self.n_iter = present["counts"]
 
 
-def descend_lifted(problem: LiftedProblem, outcome: Outcome, settings: Descent, report: Callback) -> None:
-    """Minimise the lifted objective from ``outcome.blocks``, then refit the head on true forward features.
+def sample_stride(n_rows: int) -> int:
+    """Stride of the rows that settle the ridge and the first sweeps; 1 for all of them."""
+    return max(1, n_rows // SAMPLE_ROWS)
+
+
+def descend_lifted(
+    few: PartedProblem, rest: PartedProblem | None, outcome: Outcome, settings: Descent, report: Callback
+) -> None:
+    """Minimise the lifted objective from ``outcome.point``, then refit the head on true forward features.
 
     ``outcome`` is filled as the sweeps go. Held-out rows, if it has any, end the path of ridges and decide
-    about the refit. With many rows the path is followed on a sample of them; then all rows take over from its
-    best point for half as many sweeps, with a ridge that is smaller by the ratio of the numbers of rows.
+    about the refit. The path is followed on ``few`` rows; then all of them, ``rest``, if there are more, take
+    over from its best point for half as many sweeps, with a ridge that is smaller by the ratio of the numbers
+    of rows.
     """
-    stride = max(1, problem.X.shape[0] // _SAMPLE_ROWS)
-    few = problem.every(stride) if stride > 1 else problem
-    if stride > 1:
-        outcome.blocks = few.forward(outcome.blocks.weights, outcome.blocks.biases)
+    outcome.point = few.forward(outcome.point)
     chosen, interrupted = _descend_path(few, outcome, settings, report)
-    if stride > 1:
-        problem = replace(problem, alpha=chosen.alpha / stride, multipliers=chosen.multipliers)
-        outcome.blocks, outcome.idle = problem.forward(outcome.best.weights, outcome.best.biases), 0
+    if rest is not None:
+        alpha = chosen.alpha * few.n_rows / rest.n_rows
+        chosen = rest.penalised(alpha=alpha, multipliers=chosen.multipliers)
+        outcome.point, outcome.idle = chosen.forward(outcome.best), 0
         if not interrupted:
             last = replace(settings, max_iter=max(1, settings.max_iter // 2))
-            _descend_stages(problem, outcome, last, report)
-        chosen = problem
+            _descend_stages(chosen, outcome, last, report)
     outcome.offer(refit_head(chosen, outcome.best))
 
 
 def _descend_path(
-    problem: LiftedProblem, outcome: Outcome, settings: Descent, report: Callback
-) -> tuple[LiftedProblem, bool]:
+    problem: PartedProblem, outcome: Outcome, settings: Descent, report: Callback
+) -> tuple[PartedProblem, bool]:
     """Descent for every ridge while held-out rows gain; the last of them, and whether the user stopped."""
     chosen = problem
     for ridge in settings.ridges:
-        problem = replace(problem, alpha=ridge, multipliers=settings.start(len(problem.multipliers)))
+        problem = problem.penalised(alpha=ridge, multipliers=settings.start(len(problem.multipliers)))
         before, lowest = outcome.best, outcome.lowest
         outcome.idle = 0
         interrupted = _descend_stages(problem, outcome, settings, report)
@@ -229,7 +234,7 @@ def _descend_path(
     return chosen, False
 
 
-def _descend_stages(problem: LiftedProblem, outcome: Outcome, settings: Descent, report: Callback) -> bool:
+def _descend_stages(problem: PartedProblem, outcome: Outcome, settings: Descent, report: Callback) -> bool:
     """Descent through the stages of the multipliers; returns whether the user's callback stopped it."""
     asked: list[bool] = []
 
@@ -241,7 +246,7 @@ def _descend_stages(problem: LiftedProblem, outcome: Outcome, settings: Descent,
     for stage in range(stages):
         rest = settings.max_iter % stages if stage == stages - 1 else 0
         multipliers = outcome.run(
-            BlockDescent(problem, settings.order, n_jobs=settings.n_jobs),
+            BlockDescent(problem, settings.order),
             settings.following,
             watch,
             max_iter=settings.max_iter // stages + rest,
@@ -249,32 +254,42 @@ def _descend_stages(problem: LiftedProblem, outcome: Outcome, settings: Descent,
         )
         if asked and asked[-1]:
             return True
-        problem = replace(problem, multipliers=multipliers)
+        problem = problem.penalised(multipliers=multipliers)
     return False
 
 
-def refit_head(problem: LiftedProblem, blocks: Blocks) -> Blocks:
-    """The last layer at its global optimum for the forward activations (ridge included)."""
-    passed = problem.forward(blocks.weights, blocks.biases)
-    last = len(problem.maps) - 1
-    M = problem.maps[last].matrix(problem.entering(passed, last))
-    share = problem.share * M.shape[0]
+def refit_head(problem: PartedProblem, point: Point) -> Point:
+    """The last layer at its global optimum for the forward activations (ridge included).
+
+    Rows in one part are fitted by the block solver of the loss; those in several parts by the descent that
+    remains of the sweeps when there is no hidden layer.
+    """
+    head = problem.head_only(point)
+    last = Point(point.weights[-1:], point.biases[-1:], ((),) * len(problem.parts))
+    if len(head.parts) > 1:
+        run = BlockDescent(head).run(last, max_iter=_REFIT_STEPS, tol=_REFIT_TOL)
+        found = run.state.point.stacked[0]
+    else:
+        found = _solved_head(head.parts[0].load(), last)
+    return Point(point.weights, point.biases).with_layer(len(problem.maps) - 1, found)
+
+
+def _solved_head(problem: LiftedProblem, start: Point) -> Array:
+    """Weights over biases of a last layer at its optimum; the start for a loss without a solver."""
+    M = problem.maps[0].matrix(problem.X)
+    n = M.shape[0]
     if isinstance(problem.head, CrossEntropy):
-        start = (passed.weights[last], passed.biases[last])
-        ridge = 0.5 * problem.alpha * M.shape[0]
         found = solve_softmax_regression(
             M,
             problem.target,
-            ridge=ridge,
-            init=start,
-            sample_weight=share,
+            ridge=0.5 * problem.alpha * n,
+            init=(start.weights[0], start.biases[0]),
+            sample_weight=problem.share * n,
             max_iter=_REFIT_STEPS,
             on_limit="ignore",
         ).x
     elif isinstance(problem.head, Squared):
-        alpha = problem.alpha * M.shape[0]
-        found = solve_ridge(M, problem.target, alpha=alpha, sample_weight=share).x
+        found = solve_ridge(M, problem.target, alpha=problem.alpha * n, sample_weight=problem.share * n).x
     else:
-        return passed
-    dtype = passed.weights[last].dtype
-    return passed.with_layer(last, found.weight.astype(dtype), found.intercept.astype(dtype))
+        return start.stacked[0]
+    return np.vstack([found.weight, found.intercept])

@@ -3,7 +3,8 @@
 An executor maps a pure task over items (chunks as loaders, never arrays held elsewhere) and merges the values
 pairwise in a tree that depends on their number only (:func:`liftopt.solvers.moments.tree_reduce`). BLAS runs
 one thread a task. So neither the executor nor the number of workers changes a bit of the result, and what a
-dead worker held is computed again from the items alone.
+dead worker held is computed again from the items alone. Workers merge whole branches of the tree, large ones
+first and single items last: few values travel, and all workers end at about the same time.
 
 ``"auto"`` works on the first item here, and hands the others to workers only if the time it took says that
 this pays.
@@ -17,7 +18,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache, partial
-from itertools import chain
+from itertools import chain, groupby
 from typing import Any, TypeVar
 
 from joblib import Parallel, cpu_count, delayed
@@ -35,7 +36,8 @@ Report = Callable[[int], None]
 _RETRIES = 3
 _START_SECONDS = {"joblib": 1.0, "dask": 0.5}  # before workers return the first values
 _ITEM_SECONDS = 0.01  # overhead of sending one item and fetching its value
-_WAVE = 8  # items a worker and wave: bounds what a dead worker can lose
+_WAVE = 8  # items a worker and wave
+_BRANCH = 4  # items that one call may merge: with the waves, it bounds what a dead worker can lose
 
 
 class Executor(ABC):
@@ -56,7 +58,7 @@ class Executor(ABC):
 
         ``report`` is called with the number of items that are done.
         """
-        return tree_reduce(merge, _counted(self.map(task, items), report))
+        return tree_reduce(merge, _counted(self.map(task, items), report, [1] * len(items)))
 
 
 class SerialExecutor(Executor):
@@ -65,6 +67,26 @@ class SerialExecutor(Executor):
     def map(self, task: Task[Item, Value], items: Sequence[Item]) -> Iterator[Value]:
         """Values of ``task`` in the order of ``items``."""
         return map(partial(run_pinned, task), items)
+
+
+class ThreadExecutor(Executor):
+    """Threads of this process, for items in its memory; the limit of BLAS threads is the caller's.
+
+    Parameters
+    ----------
+    n_jobs : int
+        Number of threads; -1 for one a core.
+    """
+
+    def __init__(self, n_jobs: int) -> None:
+        self.n_jobs = n_jobs
+
+    def map(self, task: Task[Item, Value], items: Sequence[Item]) -> Iterator[Value]:
+        """Values of ``task`` in the order of ``items``."""
+        if self.n_jobs == 1:
+            return map(task, items)
+        parallel = Parallel(n_jobs=self.n_jobs, prefer="threads", return_as="generator")
+        return iter(parallel(delayed(task)(item) for item in items))
 
 
 class JoblibExecutor(Executor):
@@ -81,11 +103,29 @@ class JoblibExecutor(Executor):
 
     def map(self, task: Task[Item, Value], items: Sequence[Item]) -> Iterator[Value]:
         """Values of ``task`` in the order of ``items``; a killed worker's items are repeated."""
+        return self._called(partial(run_pinned, task), items)
+
+    def reduce(
+        self,
+        task: Task[Item, Value],
+        merge: Merge[Value],
+        items: Sequence[Item],
+        report: Report | None = None,
+    ) -> Value:
+        """Values of ``task``, merged in the fixed tree, its branches by the workers."""
+        workers = cpu_count() if self.n_jobs < 0 else self.n_jobs
+        cuts = branches(len(items), workers)
+        values = self._called(partial(_branch, task, merge), [items[cut] for cut in cuts])
+        sizes = [cut.stop - cut.start for cut in cuts]
+        return tree_reduce(merge, _counted(values, report, sizes), sizes)
+
+    def _called(self, function: Task[Item, Value], items: Sequence[Item]) -> Iterator[Value]:
+        """Values of ``function`` in worker processes."""
         done = deaths = 0
         while done < len(items):
             parallel = Parallel(n_jobs=self.n_jobs, return_as="generator", batch_size=1)
             try:
-                for value in parallel(delayed(run_pinned)(task, item) for item in items[done:]):
+                for value in parallel(delayed(function)(item) for item in items[done:]):
                     done += 1
                     yield value
             except TerminatedWorkerError:
@@ -115,7 +155,9 @@ class DaskExecutor(Executor):
 
     def map(self, task: Task[Item, Value], items: Sequence[Item]) -> Iterator[Value]:
         """Values of ``task`` in the order of ``items``."""
-        for values in self._waves(task, items, lambda futures: futures):
+        size = self._wave_size()
+        waves = [items[start : start + size] for start in range(0, len(items), size)]
+        for values in self._sent(waves, lambda wave: [self._submit(run_pinned, task, item) for item in wave]):
             yield from values
 
     def reduce(
@@ -126,27 +168,29 @@ class DaskExecutor(Executor):
         report: Report | None = None,
     ) -> Value:
         """Values of ``task``, merged on the workers in the tree that the number of items fixes."""
+        size = self._wave_size()
+        cuts = branches(len(items), _n_workers(self.client))
+        waves = [list(wave) for _, wave in groupby(cuts, lambda cut: cut.start // size)]
 
         def together(first: Any, second: Any) -> Any:
             return self._submit(run_pinned, merge, first, second)
 
-        waves = self._waves(task, items, partial(tree_reduce, together))
-        return tree_reduce(merge, _counted(waves, report, self._wave_size(), len(items)))
+        def send(wave: list[slice]) -> Any:
+            futures = [self._submit(_branch, task, merge, items[cut]) for cut in wave]
+            return tree_reduce(together, futures, [cut.stop - cut.start for cut in wave])
 
-    def _waves(
-        self, task: Task[Item, Value], items: Sequence[Item], finish: Callable[[list[Any]], Any]
-    ) -> Iterator[Any]:
-        """Results of ``finish`` on the futures of every wave; the next wave is out while one is awaited."""
+        done = [wave[-1].stop - wave[0].start for wave in waves]
+        return tree_reduce(merge, _counted(self._sent(waves, send), report, done))
+
+    def _sent(self, waves: Sequence[Any], send: Callable[[Any], Any]) -> Iterator[Any]:
+        """Results of every wave that ``send`` submits; the next one is out while one is awaited."""
         self._check_workers()
-        size = self._wave_size()
         waiting: list[Any] = []
-        for start in range(0, len(items), size):
-            wave = [self._submit(run_pinned, task, item) for item in items[start : start + size]]
-            waiting.append((wave, finish(wave)))
-            del wave
+        for wave in waves:
+            waiting.append(send(wave))
             if len(waiting) == 2:
-                yield self.client.gather(waiting.pop(0)[1])
-        for _, futures in waiting:
+                yield self.client.gather(waiting.pop(0))
+        for futures in waiting:
             yield self.client.gather(futures)
 
     def _wave_size(self) -> int:
@@ -197,7 +241,8 @@ class AutoExecutor(Executor):
         first, rest = self._start(task, items)
         if isinstance(rest, DaskExecutor):  # merges on the workers: the first item once more, in its place
             return rest.reduce(task, merge, items, report)
-        return tree_reduce(merge, _counted(chain([first], rest.map(task, items[1:])), report))
+        values = chain([first], rest.map(task, items[1:]))
+        return tree_reduce(merge, _counted(values, report, [1] * len(items)))
 
     def _start(self, task: Task[Item, Value], items: Sequence[Item]) -> tuple[Value, Executor]:
         """Value of the first item, and the executor that the time it took recommends for the others."""
@@ -248,6 +293,28 @@ def as_executor(spec: Any) -> Executor:
     )
 
 
+def branches(count: int, workers: int) -> list[slice]:
+    """``count`` items cut into branches of their tree, shorter toward the end so that workers end together.
+
+    A branch is an aligned range of a power of two of items; however items are cut into branches, merging
+    them gives the same bits.
+    """
+    cuts, start = [], 0
+    while start < count:
+        share = min(_BRANCH, max(1, (count - start) // (2 * max(1, workers))))
+        size = 1 << (share.bit_length() - 1)
+        while start % size:
+            size //= 2
+        cuts.append(slice(start, start + size))
+        start += size
+    return cuts
+
+
+def _branch(task: Task[Item, Value], merge: Merge[Value], items: Sequence[Item]) -> Value:
+    """Merged values of a branch."""
+    return tree_reduce(partial(run_pinned, merge), map(partial(run_pinned, task), items))
+
+
 def run_pinned(task: Callable[..., Value], *items: Any) -> Value:
     """``task`` of ``items`` with one BLAS thread; reading that fails is repeated, missing files are not."""
     with _libraries(len(sys.modules)).limit(limits=1):
@@ -267,13 +334,13 @@ def _libraries(modules: int) -> ThreadpoolController:
     return ThreadpoolController()
 
 
-def _counted(
-    values: Iterable[Value], report: Report | None, size: int = 1, count: int = sys.maxsize
-) -> Iterator[Value]:
-    """``values`` as they come, each of which stands for ``size`` of ``count`` items."""
-    for done, value in enumerate(values, start=1):
+def _counted(values: Iterable[Value], report: Report | None, sizes: Sequence[int]) -> Iterator[Value]:
+    """``values`` as they come, each of which stands for so many items."""
+    done = 0
+    for value, size in zip(values, sizes, strict=True):
+        done += size
         if report is not None:
-            report(min(done * size, count))
+            report(done)
         yield value
 
 

@@ -86,7 +86,8 @@ class FenchelClassifier(LiftedTraining, NetworkClassifier):
         Share of the rows held out to choose noise, ridge and the best pass or sweep (at most 5,000 rows, none
         below 10). In stochastic mode they join the others for a few last passes.
     tol : float
-        Monotone mode: bound on the largest block residual, see :meth:`liftopt.lifted.LiftedProblem.measure`.
+        Monotone mode: bound on the largest block residual, see
+        :meth:`liftopt.lifted_parts.PartedProblem.measure`.
     class_weight : dict, "balanced" or None
         Weights of the classes, multiplied with ``sample_weight``.
     warm_start : bool
@@ -94,7 +95,7 @@ class FenchelClassifier(LiftedTraining, NetworkClassifier):
     init : Network, str or None
         Network to start from (any architecture, convolutions included), or the name of a method to fit first.
     n_jobs : int
-        Monotone mode: threads for parallel weight blocks.
+        Monotone mode: threads for parts of some thousand rows.
     random_state : int, RandomState or None
         For the weights, the hold-out, the order of the rows and the noise.
     checkpoint : path-like, optional

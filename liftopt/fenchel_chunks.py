@@ -2,8 +2,8 @@
 
 A sample of the stream fixes the maps of inputs and targets and the length of the steps; then every pass
 visits all chunks in random order, with steps that fall with the root of the number of chunks seen. Steps
-depend on the order of their rows and run in this process. The monotone mode keeps the activations of every
-row and takes no part.
+depend on the order of their rows and run in this process. The monotone mode is another module,
+:mod:`liftopt.fenchel_parts`.
 """
 
 from __future__ import annotations
@@ -39,16 +39,14 @@ class StreamState(NamedTuple):
 
 
 def fit_chunks(estimator: Any, rows: Stream, *, classify: bool) -> None:
-    """Fit a Fenchel estimator to the chunks of a stream.
+    """Fit a Fenchel estimator in stochastic mode to the chunks of a stream.
 
     Raises
     ------
     ValueError
-        If it asks for the monotone mode, or the data cannot be used.
+        If the data cannot be used.
     """
     name = type(estimator).__name__
-    if estimator.mode == "monotone":
-        rows.load_for(f"{name} in monotone mode")
     rows.require_target(f"{name}.fit")
     recorder = Recorder.of(estimator, *rows.identity())
     if classify:

@@ -12,12 +12,15 @@ from sklearn.utils import check_random_state
 
 from liftopt.base import TrainingData, check_layer_sizes, holdout_split, initial_network, score_outputs
 from liftopt.block_steps import BlockTrainer
-from liftopt.continuation import Descent, Outcome, descend_lifted
+from liftopt.continuation import Descent, Outcome, descend_lifted, sample_stride
 from liftopt.fenchel_chunks import StreamState, fit_chunks
+from liftopt.fenchel_parts import fit_parts
 from liftopt.heads import target_moments, temperature
 from liftopt.input_map import InputMap, fold, make_input_map, unfold
 from liftopt.layers import Dense
 from liftopt.lifted import LiftedProblem
+from liftopt.lifted_parts import PartedProblem, Point, in_parts
+from liftopt.lifted_store import RowStore
 from liftopt.linear_maps import channels_last, linear_maps, rebuild
 from liftopt.losses import CLASSIFICATION_HEADS, CrossEntropy, Head, get_head
 from liftopt.monotone import Order
@@ -116,7 +119,8 @@ class LiftedTraining:
         else:
             self._check_parameters()
             self.__dict__.pop("network_", None)
-            fit_chunks(self, rows, classify=self._heads is CLASSIFICATION_HEADS)
+            fit = fit_parts if self.mode == "monotone" else fit_chunks
+            fit(self, rows, classify=self._heads is CLASSIFICATION_HEADS)
 
     def _class_weighted(self, data: TrainingData) -> TrainingData:
         return data
@@ -128,26 +132,51 @@ class LiftedTraining:
         random_state = recorder.random_state()
         if data.weight is not None:
             data = data.rows(np.flatnonzero(data.weight > 0))
+        self._fit_framed(data, recorder, random_state)
+
+    def _fit_framed(
+        self,
+        data: TrainingData,
+        recorder: Recorder,
+        random_state: np.random.RandomState,
+        store: Callable[[InputMap | None, Array, Array], RowStore] | None = None,
+    ) -> None:
+        """Choose the maps and the start, train, and set the fitted attributes.
+
+        Where the data are a sample, ``store`` opens the store of all rows for these maps.
+        """
         start = self._given_start(data, random_state)
         input_map = self._fit_input_map(data, start, random_state)
         centre, scale = target_moments(data)
         problem = mapped(data, input_map, centre, scale)
         mode = self._resolved_mode(data, start)
         network = self._start(start, problem, input_map, centre, scale, random_state, mode)
-        fit = self._fit_monotone if mode == "monotone" else self._fit_stochastic
-        trained = fit(network, problem, random_state, recorder)
+        if mode == "monotone":
+            opened = None if store is None else store(input_map, centre, scale)
+            trained = self._fit_monotone(network, problem, random_state, recorder, opened)
+        else:
+            trained = self._fit_stochastic(network, problem, random_state, recorder)
         trained = affine_outputs(trained.astype(data.X.dtype), scale, centre)
         self.network_ = trained if input_map is None else fold(trained, input_map)
         recorder.close()
 
     def _fit_monotone(
-        self, network: Network, data: TrainingData, random_state: np.random.RandomState, recorder: Recorder
+        self,
+        network: Network,
+        data: TrainingData,
+        random_state: np.random.RandomState,
+        recorder: Recorder,
+        store: RowStore | None = None,
     ) -> Network:
-        """Full-batch descent of the lifted objective and the refit of the head."""
+        """Full-batch descent of the lifted objective and the refit of the head.
+
+        The ``data`` are all rows, or a sample of those that a ``store`` holds.
+        """
         rows, held = self._split(data, random_state)
-        dtype = np.float64 if rows.size <= _WIDE_ROWS else np.float32
+        n = rows.size if store is None else store.n_rows
+        dtype = np.float64 if n <= _WIDE_ROWS else np.float32
         maps = linear_maps(network.astype(dtype))
-        settings = self._descent(path=held.size > 0 and rows.size <= _PATH_ROWS)
+        settings = self._descent(path=held.size > 0 and n <= _PATH_ROWS)
 
         def problem_of(index: Array) -> LiftedProblem:
             part = data.rows(index)
@@ -164,22 +193,36 @@ class LiftedTraining:
             )
 
         lifted, unseen = problem_of(rows), problem_of(held)
-        start = lifted.forward([part.weight for part in maps], [part.layer.bias for part in maps])
-        outcome = Outcome(start, unseen.forward_loss if held.size else None, recorder.save)
-        outcome.go_on_from(recorder.resumed())
+        few, rest = self._spread(lifted)
+        if store is not None:
+            few, rest = in_parts(lifted, self.n_jobs), store.fill(lifted, held, network.input_shape)
+        start = Point(tuple(part.weight for part in maps), tuple(part.layer.bias for part in maps))
+        judge, resumed = unseen.forward_loss if held.size else None, recorder.resumed()
+        outcome = Outcome(start, judge, recorder.save if store is None else store.saver(recorder, resumed))
+        outcome.go_on_from(resumed)
 
         def report(record: Record) -> bool:
             facts = {k: v for k, v in record.items() if k not in ("iteration", "time")}
             if held.size:
-                facts["validation_score"] = score_outputs(unseen.outputs(outcome.blocks), data.rows(held))
+                facts["validation_score"] = score_outputs(unseen.outputs(outcome.point), data.rows(held))
             return recorder.add(**facts)
 
         name = type(self).__name__
-        run_interruptible(lambda: descend_lifted(lifted, outcome, settings, report), name, recorder)
+        run_interruptible(lambda: descend_lifted(few, rest, outcome, settings, report), name, recorder)
         self.n_iter_ = max(1, outcome.n_iter)
         trained = rebuild(network.astype(dtype), maps, outcome.best.weights, outcome.best.biases)
         scale = self._confidence(trained, data.rows(held if held.size else rows), lifted.head)
         return affine_outputs(trained, scale, np.zeros(1))
+
+    def _spread(self, problem: LiftedProblem) -> tuple[PartedProblem, PartedProblem | None]:
+        """A sample of the rows, and all of them if these are more, in parts."""
+        whole = in_parts(problem, self.n_jobs)
+        stride = sample_stride(problem.n_rows)
+        return (
+            (whole, None)
+            if stride == 1
+            else (in_parts(problem.rows(slice(None, None, stride)), self.n_jobs), whole)
+        )
 
     def _fit_stochastic(
         self, network: Network, data: TrainingData, random_state: np.random.RandomState, recorder: Recorder
@@ -307,7 +350,6 @@ class LiftedTraining:
             self._multiplier("monotone"),
             self.multiplier_schedule,
             self.order,
-            self.n_jobs,
             _SWEEPS if self.max_iter is None else self.max_iter,
             self.tol,
             ridges if self.alpha == "auto" else (float(self.alpha),),

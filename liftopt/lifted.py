@@ -7,7 +7,8 @@ For layers ``u_l = M_l(V_l) W_l + b_l``, ``V_0 = X``, hidden activations ``phi_l
 
 with D >= 0 and D = 0 exactly at ``V_{l+1} = phi(u_l)``, is training itself. Moving ``sum_l lam_l D_l``
 into the objective gives the relaxed problem, convex in each V-block and in each W-block. Losses and
-penalties are weighted means over the samples.
+penalties are weighted means over the samples: a problem may hold a part of them, whose sums then count as
+parts of the means over all (:mod:`liftopt.lifted_parts`).
 
 Its *global* minimum is a lower bound on the training optimum, non-decreasing in the multipliers, and vacuous
 without the ridge (``alpha = 0``). Block descent reaches a block-stationary point of a non-convex function:
@@ -23,16 +24,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from liftopt.linear_maps import LinearMap
 from liftopt.losses import Head
-from liftopt.solvers.result import Measure
 
 Array = npt.NDArray[Any]
+
+
+class Weighted(Protocol):
+    """Anything with weights and biases, one of each a layer."""
+
+    @property
+    def weights(self) -> tuple[Array, ...]:
+        """Weight matrices."""
+
+    @property
+    def biases(self) -> tuple[Array, ...]:
+        """Biases."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +88,8 @@ class LiftedProblem:
         Ridge on the weights (not on the biases).
     weight : ndarray of shape (n,), optional
         Sample weights; a weight equals a repetition.
+    total : float, optional
+        Weight of all rows in the means, where these are a part of them.
     """
 
     maps: Sequence[LinearMap]
@@ -85,23 +99,53 @@ class LiftedProblem:
     multipliers: tuple[float, ...]
     alpha: float
     weight: Array | None = None
+    total: float | None = None
     _products: dict[int, tuple[Array, Array, Array, Array]] = field(
         default_factory=dict, init=False, repr=False
     )
 
-    def every(self, stride: int) -> LiftedProblem:
-        """The problem on every ``stride``-th row."""
-        few = slice(None, None, stride)
-        weight = None if self.weight is None else self.weight[few]
-        return replace(self, X=self.X[few], target=self.target[few], weight=weight)
+    def rows(self, index: slice) -> LiftedProblem:
+        """The problem on some of the rows."""
+        weight = None if self.weight is None else self.weight[index]
+        return replace(self, X=self.X[index], target=self.target[index], weight=weight)
+
+    @property
+    def n_rows(self) -> int:
+        """Number of rows."""
+        return self.X.shape[0]
+
+    @property
+    def mass(self) -> float:
+        """Weight of the rows."""
+        return float(self.X.shape[0] if self.weight is None else self.weight.sum())
 
     @property
     def share(self) -> Array:
-        """Weight of every sample in the means, shape (n,), summing to one."""
-        n = self.X.shape[0]
-        if self.weight is None:
-            return np.full(n, 1.0 / n)
-        return self.weight / self.weight.sum()
+        """Weight of every sample in the means, shape (n,); over all samples they sum to one."""
+        weight = np.ones(self.X.shape[0]) if self.weight is None else self.weight
+        return weight / (self.total or self.mass)
+
+    def load(self) -> LiftedProblem:
+        """Itself: rows in memory, as a :class:`liftopt.lifted_parts.Part`."""
+        return self
+
+    def opened(self, kept: Any) -> tuple[Array, ...]:
+        """Activations that :meth:`keep` kept."""
+        return tuple(kept)
+
+    def keep(self, values: tuple[Array, ...]) -> Any:
+        """Activations, in memory."""
+        return values
+
+    def stored_as(self, problem: LiftedProblem) -> LiftedProblem:
+        """``problem``, in memory."""
+        return problem
+
+    def head_of(self, point: Weighted) -> LiftedProblem:
+        """The convex problem of the last layer on the network's own features."""
+        last = len(self.maps) - 1
+        passed = self.forward(point.weights, point.biases)
+        return replace(self, maps=self.maps[last:], X=self.entering(passed, last), multipliers=())
 
     def forward(self, weights: Sequence[Array], biases: Sequence[Array]) -> Blocks:
         """The point whose activations are those of the network: every penalty is zero."""
@@ -153,29 +197,22 @@ class LiftedProblem:
         """``V_{l+1}``: the activations that leave layer ``layer``, None for the last."""
         return blocks.values[layer] if layer < len(blocks.values) else None
 
-    def costs(self, blocks: Blocks) -> list[float]:
-        """Weighted mean penalty of every hidden layer (times its multiplier), then the lifted loss."""
-        share = self.share
-        return [
-            float(share @ self.row_cost(layer, self.linear(blocks, layer), self.leaving(blocks, layer)))
-            for layer in range(len(self.maps))
-        ]
+    def cost(self, blocks: Blocks, layer: int) -> float:
+        """Share of the rows in the mean penalty of ``layer`` (times its multiplier), or in the loss."""
+        rows = self.row_cost(layer, self.linear(blocks, layer), self.leaving(blocks, layer))
+        return float(self.share @ rows)
 
-    def ridge(self, weights: Sequence[Array]) -> float:
-        """``(alpha/2) sum |W|^2``."""
-        return 0.5 * self.alpha * sum(float(np.vdot(W, W)) for W in weights)
+    def costs(self, blocks: Blocks) -> tuple[float, ...]:
+        """:meth:`cost` of every hidden layer, then the lifted loss."""
+        return tuple(self.cost(blocks, layer) for layer in range(len(self.maps)))
 
-    def objective(self, blocks: Blocks) -> float:
-        """The relaxed objective."""
-        return sum(self.costs(blocks)) + self.ridge(blocks.weights)
-
-    def outputs(self, blocks: Blocks) -> Array:
+    def outputs(self, point: Weighted) -> Array:
         """Last pre-activation of the network itself."""
-        return self.linear(self.forward(blocks.weights, blocks.biases), len(self.maps) - 1)
+        return self.linear(self.forward(point.weights, point.biases), len(self.maps) - 1)
 
-    def forward_loss(self, blocks: Blocks) -> float:
+    def forward_loss(self, point: Weighted) -> float:
         """Mean loss of the network itself, ridge excluded."""
-        return float(self.share @ self.row_cost(len(self.maps) - 1, self.outputs(blocks), None))
+        return float(self.share @ self.row_cost(len(self.maps) - 1, self.outputs(point), None))
 
     def value_gradient(self, blocks: Blocks, layer: int) -> Array:
         """Gradient of a sample's cost beyond ``V = blocks.values[layer]`` with respect to that ``V``."""
@@ -187,46 +224,32 @@ class LiftedProblem:
         )
         return part.adjoint(G, blocks.values[layer].shape)
 
-    def weight_gradient(self, blocks: Blocks, layer: int) -> tuple[Array, Array]:
-        """Gradient of the objective with respect to the weights and the bias of ``layer``."""
-        part, W = self.maps[layer], blocks.weights[layer]
+    def slope(self, blocks: Blocks, layer: int) -> Array:
+        """Gradient of :meth:`cost` by the weights of ``layer``, over that by its bias, float64."""
+        part = self.maps[layer]
         R = self.row_gradient(layer, self.linear(blocks, layer), self.leaving(blocks, layer))
         R *= self.row_share(R.shape[0])[:, None].astype(R.dtype)
-        dW, db = part.gradient(part.arranged(self.entering(blocks, layer)), R)
-        return dW + W.dtype.type(self.alpha) * W, db
+        return np.vstack(part.gradient(part.arranged(self.entering(blocks, layer)), R)).astype(np.float64)
+
+    def gram(self, blocks: Blocks, layer: int) -> Array:
+        """Majorising Hessian of :meth:`cost` in the weights and bias of each neuron of ``layer``, float64."""
+        if layer == len(self.maps) - 1:
+            bound = self.head.bound
+        else:
+            bound = self.multipliers[layer] * self.maps[layer].activation.lipschitz
+        M = self.matrix(blocks, layer)
+        ones = np.hstack([M, np.ones((M.shape[0], 1), dtype=M.dtype)])
+        ones *= np.sqrt(self.row_share(M.shape[0]))[:, None].astype(M.dtype)
+        return bound * (ones.T @ ones).astype(np.float64)
 
     def row_share(self, rows: int) -> Array:
         """:attr:`share` for the rows of a layer (a convolution has one row a position)."""
         return np.repeat(self.share, rows // self.X.shape[0])
 
-    def measure(self, blocks: Blocks) -> Measure:
-        """Objective, block residuals and the parts, as reported every sweep.
-
-        The residual ``values`` is the root mean square of ``V - phi(u - gradient / lam)`` over all hidden
-        activations, ``weights`` the largest norm of a W-block's gradient.
-        """
-        *penalties, lifted = self.costs(blocks)
-        ridge = self.ridge(blocks.weights)
-        forward = self.forward_loss(blocks)
-        gradients = [self.weight_gradient(blocks, layer) for layer in range(len(self.maps))]
-        steepest = max(float(np.hypot(np.linalg.norm(dW), np.linalg.norm(db))) for dW, db in gradients)
-        misfit = [self._value_residual(blocks, layer) for layer in range(len(blocks.values))]
-        return Measure(
-            lifted + sum(penalties) + ridge,
-            {"values": max(misfit, default=0.0), "weights": steepest},
-            {
-                "lifted_loss": lifted,
-                "forward_loss": forward,
-                "gap": forward - lifted,
-                "penalties": tuple(penalties),
-                "ridge": ridge,
-            },
-        )
-
-    def _value_residual(self, blocks: Blocks, layer: int) -> float:
+    def misfit(self, blocks: Blocks, layer: int) -> tuple[float, int]:
+        """Sum of squares of ``V - phi(u - gradient / lam)`` over a layer's activations, and their number."""
         u = self.linear(blocks, layer)
         G = self.value_gradient(blocks, layer).reshape(u.shape)
         V = blocks.values[layer].reshape(u.shape)
-        return float(
-            np.sqrt(np.mean((V - self.maps[layer].activation(u - G / self.multipliers[layer])) ** 2))
-        )
+        rest = V - self.maps[layer].activation(u - G / self.multipliers[layer])
+        return float(np.sum(rest**2)), rest.size

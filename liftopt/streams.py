@@ -185,9 +185,16 @@ class Stream:
 
     def sample(self, n_rows: int, random_state: int = 0) -> tuple[Array, Array | None, Array | None]:
         """``n_rows`` drawn by ``random_state`` without replacement, in order: features, targets, weights."""
+        return self.take(self.sample_index(n_rows, random_state))
+
+    def sample_index(self, n_rows: int, random_state: int = 0) -> Array:
+        """Which rows :meth:`sample` takes, sorted."""
         rng = np.random.default_rng(random_state)
-        chosen = np.sort(rng.choice(self.n_rows, min(n_rows, self.n_rows), replace=False))
-        parts = list(self.map(partial(chosen_rows, chosen)))
+        return np.sort(rng.choice(self.n_rows, min(n_rows, self.n_rows), replace=False))
+
+    def take(self, index: Array) -> tuple[Array, Array | None, Array | None]:
+        """The rows of a sorted ``index``: features, targets, weights."""
+        parts = list(self.map(partial(chosen_rows, index)))
         X, y, weight = (
             None if parts[0][i] is None else np.concatenate([part[i] for part in parts]) for i in range(3)
         )

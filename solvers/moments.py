@@ -18,6 +18,7 @@ from __future__ import annotations
 import mmap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any, TypeVar
 
 import numpy as np
@@ -118,11 +119,15 @@ class Moments:
     ) -> Moments:
         """Add (``sign`` 1) or remove (-1) ``other`` and the scatter between the two means."""
         dx, dy = distances
+        gram = np.outer(factor * dx, dx)  # a large matrix: the sums are taken in place
+        gram += other.gram
+        gram *= sign
+        gram += self.gram
         return Moments(
             self.n_rows + sign * other.n_rows,
             weight,
             *means,
-            self.gram + sign * (other.gram + np.outer(factor * dx, dx)),
+            gram,
             self.cross + sign * (other.cross + np.outer(factor * dx, dy)),
             np.maximum(self.target_square + sign * (other.target_square + factor * dy**2), 0.0),
             max(self.rounding, other.rounding),
@@ -193,7 +198,9 @@ def moments_of_chunks(chunks: Iterable[Sequence[Any]], *, dtype: npt.DTypeLike |
     return tree_reduce(Moments.__add__, (_of_chunk(dtype, *chunk) for chunk in chunks))
 
 
-def tree_reduce(merge: Callable[[Value, Value], Value], values: Iterable[Value]) -> Value:
+def tree_reduce(
+    merge: Callable[[Value, Value], Value], values: Iterable[Value], sizes: Iterable[int] = repeat(1)
+) -> Value:
     """Reduce a stream by pairwise merges in a fixed tree.
 
     Parameters
@@ -202,6 +209,8 @@ def tree_reduce(merge: Callable[[Value, Value], Value], values: Iterable[Value])
         Joins two neighbours, the earlier one first.
     values : iterable
         n values; at most log2(n) partial ones are held.
+    sizes : iterable of int
+        How many of the leaves each value stands for: powers of two that divide where the value begins.
 
     Returns
     -------
@@ -214,8 +223,7 @@ def tree_reduce(merge: Callable[[Value, Value], Value], values: Iterable[Value])
         If there is no value.
     """
     stack: list[tuple[int, Value]] = []
-    for value in values:
-        size = 1
+    for size, value in zip(sizes, values, strict=False):
         while stack and stack[-1][0] == size:
             value = merge(stack.pop()[1], value)
             size *= 2

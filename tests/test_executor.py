@@ -8,6 +8,7 @@ import sys
 import time
 from collections import Counter
 from functools import partial
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from liftopt.executor import (
     JoblibExecutor,
     SerialExecutor,
     as_executor,
+    branches,
     recommended,
     run_pinned,
 )
@@ -86,8 +88,25 @@ def test_waves_of_any_size_are_branches_of_one_tree(client, monkeypatch):
         assert DaskExecutor(client).reduce(value_of, operator.add, items).tobytes() == expected.tobytes()
 
 
+@given(count=st.integers(0, 200), workers=st.integers(1, 20))
+def test_branches_are_cut_from_one_tree(count, workers):
+    cuts = branches(count, workers)
+    assert [i for cut in cuts for i in range(cut.start, cut.stop)] == list(range(count))
+    sizes = [cut.stop - cut.start for cut in cuts]
+    assert all(size in (1, 2, 4) and cut.start % size == 0 for size, cut in zip(sizes, cuts, strict=True))
+    assert all(size == 1 for size in sizes[-2 * workers + 1 :])
+    if count:
+        words = list(map(str, range(count)))
+
+        def pair(first: str, second: str) -> str:
+            return f"({first} {second})"
+
+        parts = [tree_reduce(pair, words[cut]) for cut in cuts]
+        assert tree_reduce(pair, parts, sizes) == tree_reduce(pair, words)
+
+
 def test_progress_counts_items(client):
-    for executor in (SerialExecutor(), DaskExecutor(client)):
+    for executor in (SerialExecutor(), JoblibExecutor(2), DaskExecutor(client)):
         seen: list[int] = []
         executor.reduce(abs, operator.add, list(range(40)), seen.append)
         assert seen[-1] == 40
@@ -167,6 +186,21 @@ def test_a_worker_without_the_package_is_named(tmp_path):
         finally:
             worker.kill()
             worker.wait()
+
+
+class Elsewhere:
+    """A task of a package that only this process has."""
+
+    def __reduce__(self):
+        return import_module, ("package_of_this_process",)
+
+    def __call__(self, item):
+        return item
+
+
+def test_a_process_without_the_package_is_named():
+    with pytest.raises(ImportError, match=r"a worker process cannot load liftopt or what a task refers to"):
+        JoblibExecutor(2).reduce(Elsewhere(), operator.add, [1, 2])
 
 
 def test_other_versions_are_refused(client, monkeypatch):

@@ -65,11 +65,3 @@ def test_weights_and_classes_count(data):
     assert FenchelRegressor(hidden_layer_sizes=(32,), max_iter=8, random_state=0).fit(rows).score(X, y) > 0.7
     balanced = FenchelClassifier(class_weight="balanced", max_iter=1, random_state=0).fit(rows_of(X, labels))
     assert balanced.score(X, labels) > 0.6
-
-
-def test_the_monotone_mode_needs_all_rows(data):
-    X, y, _ = data
-    with pytest.raises(ValueError, match="FenchelRegressor in monotone mode works on all rows at once"):
-        FenchelRegressor(mode="monotone").fit(rows_of(X, y))
-    small = stream(X[:300], y[:300])
-    assert FenchelRegressor(mode="monotone", max_iter=3, random_state=0).fit(small).score(X, y) > 0.1

@@ -11,9 +11,11 @@ from sklearn.linear_model import LogisticRegression, Ridge
 
 from liftopt.continuation import Descent, Outcome, descend_lifted, refit_head
 from liftopt.lifted import LiftedProblem
+from liftopt.lifted_parts import PartedProblem, Point, in_parts
+from liftopt.lifted_steps import box_values, settle_values
 from liftopt.linear_maps import linear_maps
 from liftopt.losses import CrossEntropy, Huber, Squared, SquaredHinge
-from liftopt.monotone import BlockDescent, box_values
+from liftopt.monotone import BlockDescent
 from liftopt.network import dense_network
 from liftopt.solvers import solve_box_qp
 from liftopt.solvers.result import Record
@@ -41,8 +43,16 @@ def disturbed(problem, blocks, rng):
     return blocks
 
 
+def at(blocks):
+    return Point(blocks.weights, blocks.biases, (blocks.values,))
+
+
 def descended(problem, blocks, sweeps, **options):
-    return BlockDescent(problem, **options).run(blocks, max_iter=sweeps, tol=0.0)
+    return BlockDescent(in_parts(problem), **options).run(at(blocks), max_iter=sweeps, tol=0.0)
+
+
+def objective(problem, blocks):
+    return in_parts(problem).first_order(at(blocks))[0]
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -60,10 +70,10 @@ def test_weight_gradient_by_finite_differences(layer, rng):
     blocks = disturbed(problem, blocks, rng)
     W, b = blocks.weights[layer], blocks.biases[layer]
     dW, db = rng.normal(size=W.shape), rng.normal(size=b.shape)
-    ahead = problem.objective(blocks.with_layer(layer, W + 1e-6 * dW, b + 1e-6 * db))
-    behind = problem.objective(blocks.with_layer(layer, W - 1e-6 * dW, b - 1e-6 * db))
-    gradient_W, gradient_b = problem.weight_gradient(blocks, layer)
-    slope = np.vdot(gradient_W, dW) + np.vdot(gradient_b, db)
+    ahead = objective(problem, blocks.with_layer(layer, W + 1e-6 * dW, b + 1e-6 * db))
+    behind = objective(problem, blocks.with_layer(layer, W - 1e-6 * dW, b - 1e-6 * db))
+    (gradient,) = in_parts(problem).gradients(at(blocks), [layer])
+    slope = np.vdot(gradient, np.vstack([dW, db]))
     assert slope == pytest.approx((ahead - behind) / 2e-6, rel=1e-5)
 
 
@@ -89,8 +99,7 @@ def test_descent_for_every_head_with_weights(head, rng):
 
 
 def converged_values(problem, blocks, steps=1500):
-    descent = BlockDescent(problem, value_steps=steps)
-    return descent._value(blocks, 0, 1.0)[0]
+    return settle_values((0,), steps, problem, blocks, (1.0,))[0]
 
 
 def test_values_below_squares_are_nnls(rng):
@@ -120,15 +129,15 @@ def test_joint_steps_descend_further_than_the_blocks_alone(rng, monkeypatch):
     assert joint < 0.99 * descended(problem, blocks, 40).history[-1]["objective"]
 
 
-def test_many_rows_take_over_from_a_sample(rng, monkeypatch):
-    monkeypatch.setattr("liftopt.continuation._SAMPLE_ROWS", 50)
+def test_many_rows_take_over_from_a_sample(rng):
     problem, start = lifted(rng, n=200)
     records: list[Record] = []
-    outcome = Outcome(start)
-    settings = Descent(0.3, "fixed", "parallel", 1, 10, 0.0, (1e-2,))
-    descend_lifted(problem, outcome, settings, records.append)
+    outcome = Outcome(at(start))
+    settings = Descent(0.3, "fixed", "parallel", 10, 0.0, (1e-2,))
+    few = problem.rows(slice(None, None, 4))
+    descend_lifted(in_parts(few), in_parts(problem), outcome, settings, records.append)
     assert outcome.n_iter == 15
-    assert outcome.best.values[0].shape[0] == 200
+    assert outcome.point.kept[0][0].shape[0] == 200
     objectives = np.array([record["objective"] for record in records])
     sample, full = objectives[:11], objectives[11:]
     assert np.diff(sample).max() <= 1e-10
@@ -150,7 +159,8 @@ def test_values_below_cross_entropy_agree_with_cvxpy(rng):
 def test_weights_of_an_identity_layer_are_ridge_in_one_step(rng):
     problem, blocks = lifted(rng, activation="identity")
     blocks = disturbed(problem, blocks, rng)
-    W, b = BlockDescent(problem)._weights(blocks, 0)
+    moved = BlockDescent(in_parts(problem)).weight_blocks(at(blocks), [0])
+    W, b = moved.weights[0], moved.biases[0]
     ridge = Ridge(alpha=problem.alpha * 40 / 0.3).fit(problem.X, blocks.values[0])
     np.testing.assert_allclose(W, ridge.coef_.T, atol=1e-6)
     np.testing.assert_allclose(b, ridge.intercept_, atol=1e-6)
@@ -158,15 +168,15 @@ def test_weights_of_an_identity_layer_are_ridge_in_one_step(rng):
 
 def test_no_hidden_layer_is_logistic_regression(rng):
     problem, blocks = lifted(rng, hidden=())
-    refitted = refit_head(problem, blocks)
+    refitted = refit_head(in_parts(problem), at(blocks))
     model = LogisticRegression(C=1 / (problem.alpha * 40), tol=1e-10, max_iter=1000)
     model.fit(problem.X, problem.target.argmax(axis=1))
     np.testing.assert_allclose(refitted.weights[0], model.coef_.T, atol=1e-3)
-    assert refit_loss(problem, refitted) <= refit_loss(problem, descended(problem, blocks, 50).state.blocks)
+    assert refit_loss(problem, refitted) <= refit_loss(problem, descended(problem, blocks, 50).state.point)
 
 
 def refit_loss(problem, blocks):
-    return problem.forward_loss(blocks) + problem.ridge(blocks.weights)
+    return problem.forward_loss(blocks) + in_parts(problem).ridge(blocks.weights)
 
 
 def test_minimum_over_values_is_below_the_forward_loss_and_rises_with_the_multiplier(rng):
@@ -194,16 +204,16 @@ def test_relu_scaling_leaves_the_loss_and_shrinks_the_penalty(rng):
 
 def test_sample_order_and_repetition(rng):
     problem, blocks = lifted(rng)
-    expected = descended(problem, blocks, 5).state.blocks.weights
+    expected = descended(problem, blocks, 5).state.point.weights
     order = rng.permutation(40)
     shuffled = replace(problem, X=problem.X[order], target=problem.target[order])
-    again = descended(shuffled, shuffled.forward(blocks.weights, blocks.biases), 5).state.blocks.weights
+    again = descended(shuffled, shuffled.forward(blocks.weights, blocks.biases), 5).state.point.weights
     np.testing.assert_allclose(again[0], expected[0], atol=1e-8)
     copies = rng.integers(0, 3, size=40)
     weighted = replace(problem, weight=copies.astype(float))
     repeated = replace(problem, X=problem.X.repeat(copies, 0), target=problem.target.repeat(copies, 0))
     found = [
-        descended(p, p.forward(blocks.weights, blocks.biases), 5).state.blocks.weights[0]
+        descended(p, p.forward(blocks.weights, blocks.biases), 5).state.point.weights[0]
         for p in (weighted, repeated)
     ]
     np.testing.assert_allclose(found[0], found[1], atol=1e-7)
@@ -212,14 +222,51 @@ def test_sample_order_and_repetition(rng):
 @pytest.mark.parametrize("schedule", ["fixed", "geometric", "increasing", "augmented"])
 def test_multiplier_schedules(schedule, rng):
     problem, blocks = lifted(rng, hidden=(5, 4))
-    settings = Descent(0.2, schedule, "parallel", 1, 12, 0.0, (1e-2,))
-    outcome, records = Outcome(blocks), []
-    descend_lifted(problem, outcome, settings, lambda record: records.append(record))
+    settings = Descent(0.2, schedule, "parallel", 12, 0.0, (1e-2,))
+    outcome, records = Outcome(at(blocks)), []
+    descend_lifted(in_parts(problem), None, outcome, settings, lambda record: records.append(record))
     assert outcome.n_iter == 12
     assert refit_loss(problem, outcome.best) < refit_loss(problem, blocks)
 
 
-def test_threads_give_the_same_blocks(rng):
+@pytest.mark.parametrize("head", [CrossEntropy(), Squared(), SquaredHinge()])
+@pytest.mark.parametrize("order", ["parallel", "sequence"])
+def test_parts_descend_as_the_whole(head, order, rng, monkeypatch):
+    monkeypatch.setattr("liftopt.lifted_parts._PART_ROWS", 9)
+    problem, blocks = lifted(rng, head, hidden=(5, 4), weight=rng.uniform(0.5, 2.0, size=40))
+    parted, whole = in_parts(problem), PartedProblem((problem,), in_parts(problem).executor)
+    assert len(parted.parts) == 5
+    point = parted.forward(blocks)
+    together = whole.forward(blocks)
+    assert parted.first_order(point)[0] == pytest.approx(whole.first_order(together)[0], rel=1e-12)
+    for one, other in zip(
+        parted.gradients(point, range(3)), whole.gradients(together, range(3)), strict=True
+    ):
+        np.testing.assert_allclose(one, other, atol=1e-12)
+    assert parted.measure(point).residuals == pytest.approx(whole.measure(together).residuals)
+    run = BlockDescent(parted, order=order).run(point, max_iter=10, tol=0.0)
+    objectives = [record["objective"] for record in run.history]
+    assert np.diff(objectives).max() <= 1e-12
+    expected = BlockDescent(whole, order=order).run(together, max_iter=10, tol=0.0).measure.objective
+    assert objectives[-1] == pytest.approx(expected, rel=0.05)
+
+
+def test_threads_give_the_same_bits(rng, monkeypatch):
+    monkeypatch.setattr("liftopt.lifted_parts._PART_ROWS", 9)
     problem, blocks = lifted(rng, hidden=(5, 4))
-    one, two = (descended(problem, blocks, 3, n_jobs=jobs).state.blocks for jobs in (1, 2))
-    np.testing.assert_array_equal(one.weights[0], two.weights[0])
+    ends = []
+    for threads in (1, 2):
+        parted = in_parts(problem, threads)
+        ends.append(BlockDescent(parted).run(parted.forward(blocks), max_iter=5, tol=0.0).state.point)
+    for one, other in zip(ends[0].weights, ends[1].weights, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("head", [CrossEntropy(), Squared()])
+def test_heads_of_parts_are_solved_too(head, rng, monkeypatch):
+    problem, blocks = lifted(rng, head)
+    expected = refit_head(in_parts(problem), at(blocks))
+    monkeypatch.setattr("liftopt.lifted_parts._PART_ROWS", 9)
+    parted = in_parts(problem)
+    found = refit_head(parted, parted.forward(blocks))
+    assert refit_loss(problem, found) == pytest.approx(refit_loss(problem, expected), rel=1e-6)

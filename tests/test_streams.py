@@ -2,6 +2,7 @@
 
 import gzip
 import struct
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -320,6 +321,28 @@ def test_parts_must_fit_each_other(data, tmp_path):
     frame.rename(columns={"f1": "g1"}).to_csv(tmp_path / "b.csv", index=False)
     with pytest.raises(ChunkError, match="name their columns differently"):
         stream([tmp_path / "a.csv", tmp_path / "b.csv"], target="price")
+
+
+@pytest.mark.parametrize(
+    ("read", "message"),
+    [
+        (lambda: np.ones((60, D)), r"holds rows of shape \(60, 5\), expected \(64, 5\)"),
+        (lambda: np.ones((64, 3)), r"holds rows of shape \(64, 3\), expected \(64, 5\)"),
+        (lambda: np.full((64, D), "a"), "holds <U1, which are no numbers"),
+    ],
+)
+def test_what_a_reader_gives_is_checked(read, message, data):
+    X, y, _ = data
+    rows = stream(X, y, memory_limit=LIMIT, executor="serial")
+    chunks = list(rows.chunks)
+    chunks[1] = replace(chunks[1], loaders=(read, *chunks[1].loaders[1:]))
+    rows.chunks = tuple(chunks)
+    with pytest.raises(ChunkError, match=rf"chunk 2 of 5 \(rows 64 to 127 of .*{message}"):
+        rows.moments()
+    chunks[1] = replace(chunks[1], loaders=(chunks[0].loaders[0], lambda: y[:9], None))
+    rows.chunks = tuple(chunks)
+    with pytest.raises(ChunkError, match=r"chunk 2 of 5 .*y has 9 entries for 64 rows"):
+        rows.moments()
 
 
 def test_arguments_are_checked(data, tmp_path):
