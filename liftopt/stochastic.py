@@ -200,11 +200,11 @@ class StochasticRun:
 
     def _pass(self, rows: Rows, factor: Callable[[float], float], start: float, end: float) -> None:
         """One pass over ``rows`` in random order; the step's factor is taken from ``start`` to ``end``."""
-        shuffled = rows.take(self._random.permutation(len(rows)))
+        order = self._random.permutation(len(rows))
         size, count = self._size, len(rows) // self._size
         with np.errstate(over="ignore", invalid="ignore"):  # seen at the end of the pass
             for index in range(count):
-                batch = shuffled.take(slice(index * size, (index + 1) * size))
+                batch = rows.take(order[index * size : (index + 1) * size])
                 self._step(batch, self.length * factor(start + (end - start) * index / count))
 
     def _step(self, batch: Rows, length: float) -> None:
