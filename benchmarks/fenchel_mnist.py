@@ -95,7 +95,8 @@ def runs(name: str, seeds: tuple[int, ...], quick: bool) -> dict[str, Any]:
     if not quick:
         few = seeds[:3]
         for scale in (1 / 16, 1 / 4, 4, 16):
-            record(f"step x{scale:g}", 6, [estimator("fenchel", 6, width, s, step=0.08 * scale) for s in few])
+            step = scale * FenchelClassifier().step
+            record(f"step x{scale:g}", 6, [estimator("fenchel", 6, width, s, step=step) for s in few])
         for label, passes, parameters in VARIANTS:
             record(label, passes, [estimator("fenchel", passes, width, s, **parameters) for s in few])
     named = {f"{m} {p}": rate for (m, p), rate in rates.items()}

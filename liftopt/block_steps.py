@@ -41,6 +41,7 @@ Array = npt.NDArray[Any]
 _FACTOR_EVERY = 10  # batches between two refreshes of the shared curvature
 _MOMENTUM = 0.9
 _HEAD_SHARE = 0.5  # length of the head's steps relative to that of hidden layers
+_RAW_SHARE = 1.5  # length of the steps of networks with convolutions, whose inputs are not whitened
 _SCORED_ROWS = 250  # rows of one forward pass: more at a time leave the cache
 _KEPT_BYTES = 31 << 20
 _POOL = 4  # batches of random numbers drawn once and reused with shifts
@@ -147,7 +148,8 @@ class BlockTrainer:
         self.weights = [block[:-1] for block in self._blocks]
         self.biases = [block[-1] for block in self._blocks]
         depth = max(1, sum(isinstance(part.layer, Dense) for part in maps) - 1)
-        self._reach = [float(np.linalg.norm(W)) / (W.shape[1] * depth) ** 0.5 for W in self.weights]
+        share = _RAW_SHARE if any(part.geometry for part in maps) else 1.0
+        self._reach = [share * float(np.linalg.norm(W)) / (W.shape[1] * depth) ** 0.5 for W in self.weights]
         self._squares = [np.zeros(W.shape[1]) for W in self.weights]
         self._momenta = [np.zeros_like(block) for block in self._blocks]
         self._gradients = [np.zeros_like(block) for block in self._blocks]

@@ -146,7 +146,7 @@ class FenchelClassifier(LiftedTraining, NetworkClassifier):
         multiplier: float | Literal["auto"] = "auto",
         multiplier_schedule: str = "fixed",
         order: Order = "parallel",
-        step: float = 0.08,
+        step: float = 0.16,
         batch_size: int | Literal["auto"] = "auto",
         dropout: float = 0.2,
         input_noise: float = 0.3,
