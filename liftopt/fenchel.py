@@ -275,6 +275,8 @@ class FenchelRegressor(LiftedTraining, NetworkRegressor):
     ----------
     loss : {"auto", "squared", "huber"}
         Head; ``"auto"`` is squared, ``"huber"`` bends at one standard deviation of the target.
+    step : float
+        As in the classifier, half as long by default.
 
     Attributes
     ----------

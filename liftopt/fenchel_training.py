@@ -71,7 +71,7 @@ class LiftedTraining:
         multiplier: float | Literal["auto"] = "auto",
         multiplier_schedule: str = "fixed",
         order: Order = "parallel",
-        step: float = 0.16,
+        step: float = 0.08,
         batch_size: int | Literal["auto"] = "auto",
         dropout: float = 0.2,
         input_noise: float = 0.3,
