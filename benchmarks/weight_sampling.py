@@ -380,6 +380,7 @@ def unfinished(small: bool) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]
 def tables(found: Sequence[Mapping[str, Any]], costs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """All tables of the record."""
     return [
+        reached_table(found),
         comparison_table(
             found,
             "ratio",
@@ -397,6 +398,58 @@ def tables(found: Sequence[Mapping[str, Any]], costs: Sequence[Mapping[str, Any]
     ]
 
 
+def reached_table(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One row a kind of case: how many reach the goals, and where putting back wins."""
+    kinds: dict[str, list[Mapping[str, Any]]] = {}
+    for entry in found:
+        case = entry["case"]
+        network = "LeNet-5" if case["model"] == "lenet" else "784-300-10"
+        labels = "noisy labels" if case["noise"] else "clean labels"
+        kinds.setdefault(f"{network}, {labels}, {case['schedule']}", []).append(entry)
+    rows = []
+    for kind, entries in sorted(kinds.items()):
+        rows.append(
+            [
+                kind,
+                *goal([best_of(entry, "ratio") for entry in entries], STEPS_GOAL),
+                *goal([best_of(entry, "volatility_ratio") for entry in entries], VOLATILITY_GOAL),
+                *[tally(entries, control) for control in ("same average", "rate x centroid")],
+            ]
+        )
+    columns = ["cases", f"steps <= {STEPS_GOAL:g}", "least steps", f"volatility <= {VOLATILITY_GOAL:.2f}"]
+    columns += ["least volatility", "put back against the same average", "against rate x centroid"]
+    return {
+        "title": "Weight sampling: what is reached, by kind of case",
+        "columns": columns,
+        "rows": rows,
+        "notes": REACHED_NOTES,
+    }
+
+
+def best_of(entry: Mapping[str, Any], key: str) -> float:
+    """Least ratio of the sampler's options."""
+    return min(entry["variants"][name][key] for name in OPTIONS if name != "combined" or key == "ratio")
+
+
+def goal(values: Sequence[float], bound: float) -> list[str]:
+    """How many meet the bound, and the range."""
+    return [
+        f"{sum(value <= bound for value in values)} of {len(values)}",
+        f"{min(values):.2f} to {max(values):.2f}",
+    ]
+
+
+def tally(entries: Sequence[Mapping[str, Any]], control: str) -> str:
+    """Counts of the verdicts on putting back."""
+    verdicts = [entry["put_back"][control]["verdict"] for entry in entries]
+    return ", ".join(f"{verdicts.count(one)} {one}" for one in ("wins", "level", "loses") if one in verdicts)
+
+
+STEPS_GOAL, VOLATILITY_GOAL = 0.8, 1 / 3
+REACHED_NOTES = [
+    "Of the sampler's options, the one with the least steps to the plain optimiser's final loss (relative to "
+    "the plain optimiser's), and the one with the least volatility, case by case; the tables below have all."
+]
 RATIO_NOTES = [
     "9,600 training rows (LeNet-5: 3,840), four epochs in batches of 64; the dense networks train on 100 "
     "damped principal components. Rates come from grids of factor two, on seeds of their own: "

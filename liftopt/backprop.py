@@ -53,6 +53,7 @@ class Settings:
     n_iter_no_change: int
     tol: float
     sampling: str | Mapping[str, Any] | None = None
+    input_noise: float = 0.0
 
     def __post_init__(self) -> None:
         for name, value, choices in (
@@ -64,6 +65,7 @@ class Settings:
         as_scalar("learning_rate_init", self.learning_rate, low=0.0, strict=True)
         as_scalar("alpha", self.alpha, low=0.0)
         as_scalar("tol", self.tol, low=0.0)
+        as_scalar("input_noise", self.input_noise, low=0.0)
         for name in ("batch_size", "max_iter", "n_iter_no_change"):
             if name != "batch_size" or self.batch_size != "auto":
                 as_count(name, getattr(self, name))
@@ -222,12 +224,13 @@ class _Run:
         n, settings, optimizer = self.X.shape[0], self.settings, self.optimizer
         group = optimizer.param_groups[0]
         order = self.torch.from_numpy(self.random_state.permutation(n))
+        perturb = self._make_noise()
         total = self.torch.zeros((), dtype=self.torch.float64)
         for index, rows in enumerate(order.tensor_split(self.n_batches)):
             progress = (self.epoch + index / self.n_batches) / settings.max_iter
             group["lr"] = settings.learning_rate * rate_factor(settings.schedule, progress)
             optimizer.zero_grad(set_to_none=True)
-            loss = self.loss(self.module(self.X.index_select(0, rows)), rows)
+            loss = self.loss(self.module(perturb(self.X.index_select(0, rows))), rows)
             loss.backward()
             optimizer.step()
             try:
@@ -237,6 +240,16 @@ class _Run:
                 return math.nan
             total += loss.detach() * rows.shape[0]
         return float(total) / n
+
+    def _make_noise(self) -> Callable[[Any], Any]:
+        """What adds the input noise of one epoch to its batches, in place."""
+        torch, noise = self.torch, self.settings.input_noise
+        if noise == 0.0:
+            return lambda batch: batch
+        generator = torch.Generator().manual_seed(int(self.random_state.randint(2**31)))
+        return lambda batch: batch.add_(
+            torch.randn(batch.shape, dtype=batch.dtype, generator=generator), alpha=noise
+        )
 
     @contextmanager
     def _published(self) -> Iterator[None]:

@@ -56,6 +56,7 @@ class _Backprop:
         batch_size: int | Literal["auto"] = "auto",
         max_iter: int = 100,
         alpha: float = 1e-4,
+        input_noise: float = 0.0,
         input_map: str | Mapping[str, Any] | None = "standardise",
         early_stopping: bool | Literal["auto"] = False,
         validation_fraction: float = 0.1,
@@ -77,6 +78,7 @@ class _Backprop:
         self.batch_size = batch_size
         self.max_iter = max_iter
         self.alpha = alpha
+        self.input_noise = input_noise
         self.input_map = input_map
         self.early_stopping = early_stopping
         self.validation_fraction = validation_fraction
@@ -103,6 +105,7 @@ class _Backprop:
             self.n_iter_no_change,
             self.tol,
             self.sampling,
+            self.input_noise,
         )
         recorder = Recorder.of(self, data.X, data.target, data.weight)
         random_state = recorder.random_state()
@@ -188,6 +191,8 @@ class BackpropClassifier(_Backprop, NetworkClassifier):
         Epochs.
     alpha : float
         Weight decay of the optimiser (decoupled for AdamW).
+    input_noise : float
+        Standard deviation of normal noise on the mapped inputs, drawn anew for every step.
     input_map : {"standardise", "pca"}, mapping or None
         Map of the inputs during training, folded into the first layer. ``"pca"`` is the damped whitening
         of :func:`liftopt.input_map.make_input_map`; a mapping holds arguments of

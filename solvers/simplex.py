@@ -22,7 +22,8 @@ Jaggi, "Revisiting Frank-Wolfe: projection-free sparse convex optimization", ICM
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -90,7 +91,10 @@ def solve_simplex_least_squares(
         raise ValueError(f"Y has shape {Y.shape}, the predictions of a model {Z.shape[1:]}")
     penalty = _Penalty.build(rho, centre, Z.shape[0])
     weight = _row_shares(sample_weight, Z.shape[1])
-    return _solve(_Squares.build(Z, Y.astype(np.float64), weight, penalty), max_iter, tol, None, on_limit)
+    problem = _Squares.build(Z, Y.astype(np.float64), weight, penalty)
+    best = problem.at(np.eye(Z.shape[0])[int(np.argmin(problem.singles))])
+    scale = float(problem.singles.max()) + penalty.rho
+    return _solve(problem.at, best, scale, max_iter, tol, None, on_limit)
 
 
 def solve_simplex_cross_entropy(
@@ -145,55 +149,43 @@ def solve_simplex_cross_entropy(
         raise ValueError(f"Y has shape {Y.shape}, the logits of a model {Z.shape[1:]}")
     penalty = _Penalty.build(rho, centre, Z.shape[0])
     weight = _row_shares(sample_weight, Z.shape[1])
-    start = None if init is None else _as_point("init", init, Z.shape[0])
     problem = _CrossEntropy.build(Z, Y, weight, penalty)
-    return _solve(problem, max_iter, tol, callback, on_limit, start)
+    uniform = problem.at(np.full(Z.shape[0], 1.0 / Z.shape[0]))
+    start = uniform if init is None else problem.at(_as_point("init", init, Z.shape[0]))
+    return _solve(problem.at, start, uniform.objective + penalty.rho, max_iter, tol, callback, on_limit)
 
 
 class _Point(NamedTuple):
-    """Weights with objective and gradient there."""
+    """Weights with objective, gradient and, on demand, curvature there (up to multiples of ones)."""
 
     c: Array
     objective: float
     gradient: Array
-
-
-class _Problem(Protocol):
-    """What the driver needs of a loss."""
-
-    @property
-    def start(self) -> Array:
-        """Where to begin."""
-
-    @property
-    def scale(self) -> float:
-        """What gaps are measured against."""
-
-    def at(self, c: Array) -> _Point:
-        """Objective and gradient at ``c``."""
-
-    def hessian(self, point: _Point) -> Array:
-        """Curvature at a point, up to multiples of ones."""
+    hessian: Callable[[], Array]
 
 
 def _solve(
-    problem: _Problem,
+    at: Callable[[Array], _Point],
+    start: _Point,
+    scale: float,
     max_iter: int,
     tol: float,
     callback: Callback | None,
     on_limit: OnLimit,
-    start: Array | None = None,
 ) -> Result:
-    """Newton steps with backtracking; of a quadratic objective the first one ends at the optimum."""
-    scale = problem.scale or 1.0
+    """Newton steps with backtracking; of a quadratic objective the first one ends at the optimum.
+
+    ``at`` evaluates the objective; gaps are measured against ``scale``.
+    """
+    scale = scale or 1.0
 
     def step(point: _Point) -> _Point:
-        H = problem.hessian(point)
+        H = point.hessian()
         target = minimise_on_simplex(H, point.gradient - H @ point.c, point.c)
         slack = 4 * np.finfo(np.float64).eps * scale
         for halving in range(_MAX_HALVINGS):
             length = 0.5**halving
-            trial = problem.at((1.0 - length) * point.c + length * target)
+            trial = at((1.0 - length) * point.c + length * target)
             slope = float(point.gradient @ (trial.c - point.c))
             if trial.objective <= point.objective + 1e-4 * min(slope, 0.0) + slack:
                 return trial
@@ -201,7 +193,7 @@ def _solve(
 
     run = iterate(
         step,
-        problem.at(problem.start if start is None else start),
+        start,
         measure=lambda point: Measure(point.objective, {"stationarity": _gap(point) / scale}),
         max_iter=as_count("max_iter", max_iter),
         tol=as_scalar("tol", tol, low=0.0),
@@ -303,25 +295,15 @@ class _Squares(NamedTuple):
         """Loss of every model alone."""
         return np.diagonal(self.Q) + 2.0 * self.p + self.constant
 
-    @property
-    def start(self) -> Array:
-        return np.eye(self.p.size)[int(np.argmin(self.singles))]
-
-    @property
-    def scale(self) -> float:
-        return float(self.singles.max()) + self.penalty.rho
-
     def at(self, c: Array) -> _Point:
         along = self.Q @ c
         value = float(c @ along + 2.0 * self.p @ c) + self.constant + self.penalty.value(c)
-        return _Point(c, value, 2.0 * (along + self.p) + self.penalty.gradient(c))
-
-    def hessian(self, point: _Point) -> Array:
-        return 2.0 * self.Q + self.penalty.hessian()
+        gradient = 2.0 * (along + self.p) + self.penalty.gradient(c)
+        return _Point(c, value, gradient, lambda: 2.0 * self.Q + self.penalty.hessian())
 
 
 class _CrossEntropy(NamedTuple):
-    """Mean cross-entropy of ``middle + sum_j c_j apart_j``."""
+    """Mean cross-entropy of ``middle + sum_j c_j apart_j``: classes first, so that rows are contiguous."""
 
     middle: Array
     apart: Array
@@ -334,42 +316,29 @@ class _CrossEntropy(NamedTuple):
         used = weight > 0.0
         if not used.all():
             Z, Y, weight = Z[:, used], Y[used], weight[used]
-        middle = Z.mean(axis=0)
-        return cls(middle, Z - middle, Y, weight[:, None], penalty)
-
-    @property
-    def start(self) -> Array:
-        k = self.apart.shape[0]
-        return np.full(k, 1.0 / k)
-
-    @property
-    def scale(self) -> float:
-        return self.at(self.start).objective + self.penalty.rho
+        apart = Z.transpose(0, 2, 1).copy(order="C")
+        middle = apart.mean(axis=0)
+        apart -= middle
+        return cls(middle, apart.reshape(len(Z), -1), Y.T.copy(order="C"), weight, penalty)
 
     def at(self, c: Array) -> _Point:
-        scores, proba = self._forward(c)
-        likelihood = np.einsum("no,no->n", self.Y, scores)
-        residual = (self.weight * (proba - self.Y)).ravel()
-        gradient = self.apart.reshape(c.size, -1) @ residual + self.penalty.gradient(c)
-        return _Point(c, -float(self.weight[:, 0] @ likelihood) + self.penalty.value(c), gradient)
-
-    def hessian(self, point: _Point) -> Array:
-        proba = self._forward(point.c)[1]
-        shares = self.weight * proba
-        k = point.c.size
-        weighted = self.apart * shares
-        means = weighted.sum(axis=2)  # times the weights of the rows
-        curvature = weighted.reshape(k, -1) @ self.apart.reshape(k, -1).T
-        curvature -= means / self.weight[:, 0] @ means.T
-        return 0.5 * (curvature + curvature.T) + self.penalty.hessian()
-
-    def _forward(self, c: Array) -> tuple[Array, Array]:
-        """Logarithms of the probabilities at ``c``, and these."""
-        scores = self.middle + (c @ self.apart.reshape(c.size, -1)).reshape(self.middle.shape)
-        scores -= scores.max(axis=1, keepdims=True)
+        scores = self.middle + (c @ self.apart).reshape(self.middle.shape)
+        scores -= scores.max(axis=0)
         proba = np.exp(scores)
-        total = proba.sum(axis=1, keepdims=True)
-        return scores - np.log(total), proba / total
+        total = proba.sum(axis=0)
+        proba /= total
+        likelihood = np.einsum("on,on->n", self.Y, scores) - np.log(total)
+        gradient = self.apart @ (self.weight * (proba - self.Y)).ravel() + self.penalty.gradient(c)
+        value = self.penalty.value(c) - float(self.weight @ likelihood)
+        return _Point(c, value, gradient, lambda: self._hessian(proba))
+
+    def _hessian(self, proba: Array) -> Array:
+        """Mean over rows of the covariance of the models' logits under ``proba``."""
+        shares = self.weight * proba
+        weighted = self.apart * shares.ravel()
+        means = weighted.reshape(-1, *proba.shape).sum(axis=1)  # times the weights of the rows
+        curvature = weighted @ self.apart.T - means / self.weight @ means.T
+        return 0.5 * (curvature + curvature.T) + self.penalty.hessian()
 
 
 def _as_predictions(value: npt.ArrayLike) -> Array:

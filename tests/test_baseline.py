@@ -11,6 +11,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import train_test_split
 from sklearn.neural_network import MLPClassifier
+from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
@@ -78,6 +79,18 @@ def test_without_hidden_layers_it_is_least_squares():
         hidden_layer_sizes=(), alpha=0.0, max_iter=800, learning_rate_init=0.1, batch_size=500, random_state=0
     ).fit(X, y)
     np.testing.assert_allclose(model.predict(X), Ridge(alpha=1e-10).fit(X, y).predict(X), atol=1.0)
+
+
+def test_without_hidden_layers_input_noise_is_a_ridge():
+    """Its expectation adds ``noise^2 |W|^2`` to the mean squared error."""
+    X, y = load_diabetes(return_X_y=True)
+    model = BackpropRegressor(
+        hidden_layer_sizes=(), alpha=0.0, input_noise=0.7, max_iter=800, batch_size=500, random_state=0
+    ).fit(X, y)
+    ridge = make_pipeline(StandardScaler(), Ridge(alpha=0.7**2 * len(y))).fit(X, y)
+    least_squares = Ridge(alpha=1e-10).fit(X, y)
+    error, effect = (np.std(model.predict(X) - other.predict(X)) for other in (ridge, least_squares))
+    assert error < 0.1 * effect
 
 
 @pytest.mark.parametrize("input_map", ["standardise", {"n_components": 5}, None])
@@ -287,6 +300,7 @@ def test_awkward_data_train_to_finite_networks(rng):
         ({"batch_size": 0}, "batch_size must be an integer >= 1"),
         ({"max_iter": 2.5}, "max_iter must be an integer"),
         ({"alpha": -1.0}, "alpha must be"),
+        ({"input_noise": -1.0}, "input_noise must be"),
         ({"hidden_layer_sizes": (3, 0)}, "hidden_layer_sizes must be an integer >= 1"),
         ({"activation": "swish"}, "unknown activation 'swish'"),
         ({"input_map": "zca"}, "input_map must be"),

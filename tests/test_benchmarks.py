@@ -178,6 +178,23 @@ def test_sampling_study_compares_with_the_plain_optimiser_seed_by_seed(benchmark
     assert verdicts == {"same average": "wins", "rate x centroid": "level"}
 
 
+def test_sampling_goals_are_counted_by_kind_of_case(benchmarks):
+    study: Any = benchmarks("weight_sampling")
+
+    def entry(ratio, volatility, verdict):
+        variants = {name: {"ratio": 1.0, "volatility_ratio": 1.0} for name in study.OPTIONS}
+        variants["put back"] = {"ratio": ratio, "volatility_ratio": volatility}
+        verdicts = {name: {"verdict": verdict} for name in ("same average", "rate x centroid")}
+        case = {"model": "mlp", "noise": 0.2, "schedule": "constant"}
+        return {"case": case, "variants": variants, "put_back": verdicts}
+
+    table = study.reached_table([entry(0.5, 0.2, "wins"), entry(0.8, 0.5, "loses")])
+    kind, *cells = table["rows"][0]
+    assert kind == "784-300-10, noisy labels, constant"
+    assert cells[:4] == ["2 of 2", "0.50 to 0.80", "1 of 2", "0.20 to 0.50"]
+    assert cells[4:] == ["1 wins, 1 loses"] * 2
+
+
 @pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam"])
 def test_members_of_an_ensemble_train_as_they_would_alone(benchmarks, monkeypatch, rng, optimizer):
     runs: Any = benchmarks("sampling_runs")

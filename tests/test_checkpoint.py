@@ -147,7 +147,7 @@ FITS = {
     "cycle": "ManifoldClassifier((12,), **{**PAPER, 'max_iter': 6}, ",
     "stochastic": "FenchelClassifier(hidden_layer_sizes=(12, 8), mode='stochastic', max_iter=8, ",
     "monotone": "FenchelClassifier(hidden_layer_sizes=(8,), mode='monotone', max_iter=6, ",
-    "adam": "BackpropClassifier(hidden_layer_sizes=(8,), max_iter=7, early_stopping=True, ",
+    "adam": "BackpropClassifier(hidden_layer_sizes=(8,), max_iter=7, early_stopping=True, input_noise=0.1, ",
     "refine": "BackpropClassifier(hidden_layer_sizes=(8,), max_iter=7, sampling='momentum', ",
     "ternary": "TernaryClassifier(hidden_layer_sizes=(8,), tol=0.0, max_iter=6, ",
     "ternary_linear": "TernaryClassifier(hidden_layer_sizes=(), tol=0.0, values=[-2, -1, 0, 1, 2], ",

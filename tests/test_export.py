@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from liftopt import AvgPool2d, Conv2d, Dense, FiniteArray, Flatten, ModelFileError, Network, get_activation
+from liftopt.activations import ACTIVATIONS
 from liftopt.export import export_torch, load_torch
 from liftopt.layers import Normalize
 
@@ -44,6 +45,18 @@ def test_checkpoint_comes_back_as_the_same_module(rng, tmp_path):
     module = load_torch(tmp_path / "m.pt")
     np.testing.assert_array_equal(outputs_of(module, X), outputs_of(network.to_torch(), X))
     np.testing.assert_allclose(Network.from_torch(module)(X), network(X), atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "config", [*ACTIVATIONS, {"name": "leaky_relu", "slope": 0.3}, {"name": "elu", "scale": 0.5},
+               {"name": "soft_threshold", "threshold": 1.5}], ids=str,
+)  # fmt: skip
+def test_every_activation_comes_back(rng, tmp_path, config):
+    network = Network([Dense(rng.normal(size=(3, 4)), rng.normal(size=4), get_activation(config))])
+    export_torch(network, tmp_path / "m.pt")
+    again, X = Network.from_torch(load_torch(tmp_path / "m.pt")), rng.normal(size=(20, 3))
+    assert repr(again) == repr(network)
+    np.testing.assert_array_equal(again(X), network(X))
 
 
 def test_unit_rows_come_back_and_can_be_pickled(rng, tmp_path):

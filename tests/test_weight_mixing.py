@@ -92,6 +92,24 @@ def test_convolutions_and_long_inputs_are_mixed():
     assert found.loss <= found.uniform_loss
 
 
+def test_tied_and_frozen_parameters_are_mixed():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4), nn.Linear(4, 3)).double()
+    model[2].weight = model[0].weight
+    model[3].requires_grad_(False)
+    x, codes, _ = rows()
+    sampler = PeriodicWeightSampler(model, period=1, window=3, reinsert=False)
+    for weights in snapshots(model, 3, 0.5):
+        with torch.no_grad():
+            for name, value in weights.items():
+                if not name.startswith("3"):
+                    model.get_parameter(name).copy_(value)
+        sampler.step()
+    found = sampler.combine(x, codes)
+    with sampler.averaged(), torch.no_grad():
+        assert model[2].weight is model[0].weight
+        assert nn.functional.cross_entropy(model(x), codes).item() == pytest.approx(found.loss, rel=1e-12)
+
+
 def test_independent_errors_are_weighed_by_their_precision():
     """Weights around the truth with error power s^2: coefficients near 1 / s^2."""
     generator = torch.Generator().manual_seed(0)
