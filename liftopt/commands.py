@@ -32,10 +32,9 @@ class Outcome(NamedTuple):
 def compare(arguments: Namespace) -> Outcome:
     """Compare methods and write the report."""
     from liftopt.compare import compare
-    from liftopt.data import load
 
     check_writable(arguments.report)
-    data = load(arguments.data, target=arguments.target, task=arguments.task)
+    data = _load(arguments)
     with progress_bar() as progress:
         comparison = compare(
             data,
@@ -58,12 +57,11 @@ def compare(arguments: Namespace) -> Outcome:
 
 def fit(arguments: Namespace) -> Outcome:
     """Train one network on all rows and save it."""
-    from liftopt.data import load
     from liftopt.methods import make_estimator
     from liftopt.model import with_data_facts
 
     check_writable(arguments.out)
-    data = load(arguments.data, target=arguments.target, task=arguments.task)
+    data = _load(arguments)
     with fit_status(f"{arguments.method} on {data.X.shape[0]:,} rows") as status:
         common = {
             "hidden_layer_sizes": arguments.hidden,
@@ -91,6 +89,15 @@ def fit(arguments: Namespace) -> Outcome:
     }
     return Outcome(
         record, lambda: print_fit(network, record), INTERRUPTED if interruption.requested else DONE
+    )
+
+
+def _load(arguments: Namespace) -> Dataset:
+    """The data that the command line names."""
+    from liftopt.data import load
+
+    return load(
+        arguments.data, target=arguments.target, task=arguments.task, fill_missing=arguments.fill_missing
     )
 
 
