@@ -128,6 +128,15 @@ def write_record(name: str, payload: Mapping[str, Any], *, quick: bool = False) 
     return path
 
 
+def write_block(page: Path, name: str, text: str) -> None:
+    """Replace what stands between the markers of block ``name`` in a Markdown page."""
+    start, end = f"<!-- {name}: written by benchmarks/{name}.py -->", f"<!-- end of {name} -->"
+    before, rest = page.read_text().split(start)
+    after = rest.split(end)[1]
+    write_atomically(page, f"{before}{start}\n{text}\n{end}{after}".encode())
+    print(page.relative_to(ROOT))
+
+
 def peers_python() -> str | None:
     """Interpreter with the peers: ``PEERS_PYTHON``, or what ``benchmarks/peers.sh`` made; else None."""
     made = ROOT / ".venv-peers" / "bin" / "python"

@@ -12,13 +12,12 @@ import time
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
+PAGES = ("tables", "figures", "losses", "choosing")
 NOT_BENCHMARKS = {
+    *PAGES,
     "common",
-    "figures",
-    "losses",
     "peer_code",
     "run",
-    "tables",
     "sampling_runs",
     "ternary_rivals",
 }
@@ -47,8 +46,8 @@ def main() -> int:
         code = subprocess.run(command, check=False).returncode
         outcome.append((script.stem, code, time.perf_counter() - start))
     if not arguments.quick:
-        for page in ("tables.py", "figures.py", "losses.py"):
-            subprocess.run([sys.executable, str(FOLDER / page)], check=True)
+        for page in PAGES:
+            subprocess.run([sys.executable, str(FOLDER / f"{page}.py")], check=True)
     print(f"\n{'benchmark':<32}{'seconds':>9}  outcome")
     for name, code, seconds in outcome:
         print(f"{name:<32}{seconds:>9.1f}  {'ok' if code == 0 else f'failed with exit code {code}'}")

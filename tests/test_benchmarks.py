@@ -129,9 +129,9 @@ def test_figures_draw_ternary_networks_at_their_packed_bytes(benchmarks):
 def test_losses_are_listed_however_small_and_counted_in_the_profile(benchmarks):
     losses: Any = benchmarks("losses")
     pairs = [
-        losses.Pair("one", "ours", "Adam", 90.0, 90.01),
-        losses.Pair("two", "ours", "Adam", 95.0, 90.0),
-        losses.Pair("three", "ours", "trees", 60.0, 70.0),
+        losses.Pair("one", "ours", "Adam", 90.0, 90.01, 0.5),
+        losses.Pair("two", "ours", "Adam", 95.0, 90.0, 2.0),
+        losses.Pair("three", "ours", "trees", 60.0, 70.0, 3.0),
     ]
     text = losses.section("some_claim", pairs)
     assert "2 of 3 comparisons lost" in text
@@ -140,6 +140,10 @@ def test_losses_are_listed_however_small_and_counted_in_the_profile(benchmarks):
     (series,) = losses.profile(pairs)
     assert series.y[0] == pytest.approx(100 / 3)
     assert series.y[-1] == 100.0
+    adam, trees = losses.summary({"some_claim": pairs}).splitlines()[2:]
+    assert adam == "| ours | Adam | `some_claim` | 2 | 2 | 0 | +2.49 | 0.01 (one) | 1 |"
+    assert trees == "| ours | trees | `some_claim` | 1 | 0 | 1 | -10.00 | 10.00 (three) | 3 |"
+    assert "| never | 2 |" in losses.summary({"some_claim": pairs[1:2]})
 
 
 def test_every_record_of_the_losses_page_can_be_read(benchmarks):
@@ -149,6 +153,21 @@ def test_every_record_of_the_losses_page_can_be_read(benchmarks):
         pairs = list(read(record))
         assert pairs
         assert all(0 <= value <= 100 for pair in pairs for value in (pair.score, pair.rival_score))
+        assert all(pair.time > 0 for pair in pairs)
+
+
+def test_the_decision_table_is_that_of_the_records(benchmarks, tmp_path, monkeypatch):
+    choosing: Any = benchmarks("choosing")
+    page = tmp_path / "choosing.md"
+    text = (FOLDER.parent / "docs" / "choosing.md").read_text()
+    page.write_text(text.replace("ahead or level", "far ahead"))
+    monkeypatch.setattr(choosing, "TARGET", page)
+    monkeypatch.setattr(sys.modules["common"], "ROOT", tmp_path)
+    choosing.main()
+    assert page.read_text() == text
+    lines = choosing.table().splitlines()
+    assert len(lines) == 2 + len(choosing.ROWS)
+    assert all(line.count(" | ") == 2 for line in lines)
 
 
 def test_figures_draw_sampling_curves_where_a_variant_exists(benchmarks):
