@@ -1,6 +1,7 @@
 """The benchmark helpers: records, tables, the tuned baseline; the scripts run in `make bench-quick`."""
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -39,9 +40,46 @@ def test_record_is_sorted_complete_and_apart_for_quick_runs(benchmarks, tmp_path
     assert (record["claim"], record["scores"], record["n"]) == ("claim", [0.0, 0.5], 3)
     assert record["environment"]["threads"] == 1
     assert record["environment"]["packages"]["numpy"] == np.__version__
-    quick = common.write_record("claim", {}, quick=True)
+    quick = common.write_record("claim", {"seeds": []}, quick=True)
     assert quick.parent == tmp_path / "results" / "quick"
     assert path.read_text() == text
+    with pytest.raises(ValueError, match="does not say which seeds"):
+        common.write_record("claim", {})
+
+
+def test_a_record_is_stale_when_the_code_it_measured_has_changed(benchmarks, tmp_path, monkeypatch):
+    run: Any = benchmarks("run")
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-c", "user.name=a", "-c", "user.email=a", "-C", str(tmp_path), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    def record(commit: str | None) -> None:
+        (folder / "results" / "one.json").write_text(json.dumps({"environment": {"commit": commit}}))
+
+    folder = tmp_path / "benchmarks"
+    script = folder / "one.py"
+    for path in (tmp_path / "liftopt" / "a.py", folder / "results" / "x", folder / "other.py", script):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("1")
+    git("init", "-q")
+    git("add", "-A")
+    git("commit", "-qm", "one")
+    monkeypatch.setattr(run, "FOLDER", folder)
+    assert run.is_stale(script)  # no record
+    commit = git("rev-parse", "--short=12", "HEAD")
+    record(commit)
+    assert not run.is_stale(script)
+    (folder / "other.py").write_text("2")
+    assert not run.is_stale(script)
+    for unknown in (f"{commit}-dirty", None, "0" * 12):
+        record(unknown)
+        assert run.is_stale(script)
+    record(commit)
+    for path in (script, tmp_path / "liftopt" / "a.py"):
+        path.write_text("2")
+        assert run.is_stale(script)
+        git("checkout", "-q", "--", str(path))
 
 
 def test_measure_and_median(benchmarks):
