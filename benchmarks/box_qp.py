@@ -288,7 +288,7 @@ def summary(studies: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def main() -> None:
     """Compile, run every study, record."""
     quick = parse_arguments(__doc__).quick
-    n, seconds = (4096, 0.5) if quick else (60_000, 2.0)
+    n, seconds = (2048, 0.25) if quick else (60_000, 2.0)
     for kind in (np.float32, np.float64):  # compilation, cached between runs, is not what is measured
         H, C = problems(10.0, 64)
         solve_box_qp(H.astype(kind), C.astype(kind), tol=1e-3)

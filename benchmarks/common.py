@@ -111,11 +111,13 @@ def write_record(name: str, payload: Mapping[str, Any], *, quick: bool = False) 
     name : str
         Name of the claim, as of the script.
     payload : mapping
-        JSON-able (numpy scalars and arrays are converted). A ``"table"`` (or a list of them) with ``title``,
-        ``columns``, ``rows`` and ``notes`` is rendered into the documentation.
+        JSON-able (numpy scalars and arrays are converted), with ``"seeds"``. A ``"table"`` (or a list of
+        them) with ``title``, ``columns``, ``rows`` and ``notes`` is rendered into the documentation.
     quick : bool
         Write to ``results/quick`` instead.
     """
+    if "seeds" not in payload:
+        raise ValueError(f"the record {name!r} does not say which seeds were used")
     wall, cpu = _STARTED
     spent = {"wall_s": time.perf_counter() - wall, "cpu_s": time.process_time() - cpu}
     record = {"claim": name, "environment": environment(), "script": spent, **payload}
@@ -126,6 +128,15 @@ def write_record(name: str, payload: Mapping[str, Any], *, quick: bool = False) 
     write_atomically(path, (text + "\n").encode())
     print(f"record: {path.relative_to(ROOT)}")
     return path
+
+
+def write_block(page: Path, name: str, text: str) -> None:
+    """Replace what stands between the markers of block ``name`` in a Markdown page."""
+    start, end = f"<!-- {name}: written by benchmarks/{name}.py -->", f"<!-- end of {name} -->"
+    before, rest = page.read_text().split(start)
+    after = rest.split(end)[1]
+    write_atomically(page, f"{before}{start}\n{text}\n{end}{after}".encode())
+    print(page.relative_to(ROOT))
 
 
 def peers_python() -> str | None:
@@ -216,12 +227,18 @@ def _processor() -> str:
 
 
 def _commit() -> str | None:
-    """Commit of the checkout, marked when files differ from it."""
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
+    """Commit of the checkout, marked when code differs from it (records and pages may)."""
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        commit = _git("rev-parse", "--short=12", "HEAD").strip()
+        changed = _git("status", "--porcelain", "--", "liftopt", "solvers", "benchmarks/*.py")
     except (OSError, subprocess.CalledProcessError):
         return None
+    return f"{commit}-dirty" if changed else commit
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(ROOT), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def _plain(value: Any) -> Any:

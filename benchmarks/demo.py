@@ -3,15 +3,13 @@
 Writes the record ``demo.json``, the table between the markers of README.md and the picture docs/demo.svg.
 """
 
-from common import ROOT, parse_arguments, write_record
+from common import ROOT, parse_arguments, write_block, write_record
 
 from liftopt.compare import compare
 from liftopt.comparison import HEADINGS, Comparison, format_row
 from liftopt.network import write_atomically
 from liftopt.report import score_axes, score_series
 from liftopt.svg import standalone
-
-START, END = "<!-- demo: written by benchmarks/demo.py -->", "<!-- end of demo -->"
 
 
 def readme_section(comparison: Comparison) -> str:
@@ -46,11 +44,7 @@ def main() -> None:
     write_record("demo", payload, quick=quick)
     if quick:
         return
-    readme = ROOT / "README.md"
-    before, rest = readme.read_text().split(START)
-    after = rest.split(END)[1]
-    section = readme_section(comparison)
-    write_atomically(readme, f"{before}{START}\n{section}\n{END}{after}".encode())
+    write_block(ROOT / "README.md", "demo", readme_section(comparison))
     write_atomically(
         ROOT / "docs" / "demo.svg", standalone(score_series(comparison), *score_axes(comparison)).encode()
     )

@@ -93,6 +93,7 @@ def main() -> None:
         results = {name: examine(net, Path(folder), 3 if quick else 30) for name, net in networks.items()}
     columns = ["safetensors", "onnx", "pt", "difference", "onnxruntime_ms", "liftopt_ms"]
     payload = {
+        "seeds": [0],
         "results": results,
         "table": {
             "title": "Exported files",

@@ -20,6 +20,7 @@ from liftopt.data import load
 
 HIDDEN = (300,)
 VALIDATION_ROWS = 10_000
+QUICK_ROWS = 20_000
 RATES = (2.5e-3, 5e-3, 1e-2, 2e-2, 4e-2)
 MAPS: dict[str, tuple[int, ...]] = {"mnist": (60, 80, 120), "fashion_mnist": (100, 150, 200)}
 TARGETS = {"mnist": 0.98, "fashion_mnist": 0.89}
@@ -75,6 +76,8 @@ def runs(name: str, seeds: tuple[int, ...], quick: bool) -> dict[str, Any]:
     data = load(name)
     train, test = data.splits[0]
     X, y, X_test, y_test = as_float(data.X[train]), data.y[train], as_float(data.X[test]), data.y[test]
+    if quick:
+        X, y = X[:QUICK_ROWS], y[:QUICK_ROWS]
     width, rates = choose(name, X, y, quick)
     print(name, "width", width, {f"{m} {p}": r for (m, p), r in rates.items()}, flush=True)
     curves: dict[str, list[dict[str, Any]]] = {}

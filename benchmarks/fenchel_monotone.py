@@ -76,7 +76,7 @@ def main() -> None:
     """Run and write the record."""
     quick = parse_arguments(__doc__).quick
     seeds = (0,) if quick else (0, 1, 2)
-    images = on_mnist(3_000 if quick else 60_000, seeds[:2])
+    images = on_mnist(1_000 if quick else 60_000, seeds[:2])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         small = [on_small(name, seeds, 2 if quick else 20) for name in (SMALL[:1] if quick else SMALL)]

@@ -40,6 +40,7 @@ def main() -> None:
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     payload = {
+        "seeds": [],
         "times": times,
         "loaded": loaded.stdout.split(),
         "table": {

@@ -34,6 +34,7 @@ ADAM = {"adam, standardised input": "standardise", "adam, our input map": "pca"}
 EPOCHS = (4, 8)
 SMALL = (1000, 5000, 20000)
 TRIALS = 8
+QUICK_ROWS = 2_000
 
 
 def run(name: str, make: Any, sets: tuple[Any, ...], seeds: tuple[int, ...]) -> dict[str, Any]:
@@ -116,7 +117,10 @@ def measure_set(name: str, seeds: tuple[int, ...], quick: bool) -> dict[str, Any
     X, X_test, y, y_test = load(name).split()
     sets = (X.astype(np.float32), y, X_test.astype(np.float32), y_test)
     if quick:
-        return {"all": on_all_rows((sets[0][:5000], sets[1][:5000], *sets[2:]), seeds, 2), "few": []}
+        return {
+            "all": on_all_rows((sets[0][:QUICK_ROWS], sets[1][:QUICK_ROWS], *sets[2:]), seeds, 2),
+            "few": [],
+        }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # the published cycle never comes to rest
         return {"all": on_all_rows(sets, seeds, TRIALS), "few": on_few_rows(sets, seeds, TRIALS)}

@@ -69,7 +69,9 @@ def main() -> None:
         "rows": rows,
         "notes": [f"{repeats} problems each; the products of the predictions are part of the time."],
     }
-    write_record("simplex_coefficients", {"results": found, "table": table}, quick=quick)
+    write_record(
+        "simplex_coefficients", {"seeds": list(range(repeats)), "results": found, "table": table}, quick=quick
+    )
 
 
 if __name__ == "__main__":

@@ -128,7 +128,8 @@ def main() -> None:
         "notes": "Root mean squared error on test rows over the standard deviation of the training target, "
         f"mean of {SPLITS} splits; at most {MOST_ROWS} rows of each set.",
     }
-    write_record("spline_accuracy", {"errors": errors, "mean": mean, "cpu": cpu, "table": table}, quick=quick)
+    payload = {"seeds": list(range(SPLITS)), "errors": errors, "mean": mean, "cpu": cpu, "table": table}
+    write_record("spline_accuracy", payload, quick=quick)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from run import scripts
+
 FOLDER = Path(__file__).resolve().parent
 TARGET = FOLDER.parent / "docs" / "results.md"
 
@@ -63,8 +65,14 @@ def main() -> None:
     """Write the page."""
     records = [json.loads(path.read_text()) for path in sorted((FOLDER / "results").glob("*.json"))]
     sections = [section for section in map(render, records) if section]
+    unmeasured = sorted({path.stem for path in scripts([])} - {record["claim"] for record in records})
+    notice = (
+        [f"Without a record so far: {', '.join(f'`{name}.py`' for name in unmeasured)}."]
+        if unmeasured
+        else []
+    )
     TARGET.parent.mkdir(exist_ok=True)
-    TARGET.write_text("\n\n".join([HEAD.strip(), *sections]) + "\n")
+    TARGET.write_text("\n\n".join([HEAD.strip(), *notice, *sections]) + "\n")
     print(f"{TARGET.relative_to(FOLDER.parent)}: {len(sections)} of {len(records)} records hold tables")
 
 

@@ -122,7 +122,7 @@ def main() -> None:
     )  # compiles
     for seed in seeds:
         order = np.random.default_rng(seed).permutation(len(split.y_train))
-        held, kept = order[:5000], order[5000 : 20000 if quick else None]
+        held, kept = order[:5000], order[5000 : 10000 if quick else None]
         parts = {
             "train": (split.X_train[kept], split.y_train[kept]),
             "validation": (split.X_train[held], split.y_train[held]),

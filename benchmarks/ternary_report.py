@@ -56,12 +56,12 @@ NOTES = [
 ]
 
 
-def iris(seed: int) -> list[dict[str, Any]]:
-    """Rows of one 5-fold cross-validation."""
+def iris(seed: int, folds: int) -> list[dict[str, Any]]:
+    """Rows of one cross-validation."""
     X, y = load_iris(return_X_y=True)
     rows: list[dict[str, Any]] = []
-    folds = StratifiedKFold(5, shuffle=True, random_state=seed).split(X.astype(np.float32), y)
-    for train, test in folds:
+    splits = StratifiedKFold(folds, shuffle=True, random_state=seed).split(X.astype(np.float32), y)
+    for train, test in splits:
         parts = {
             "train": (X[train], y[train]),
             "validation": (X[train], y[train]),
@@ -186,7 +186,7 @@ def main() -> None:
         warnings.simplefilter("ignore", ConvergenceWarning)
         warm_up()
         for seed in seeds:
-            rows += iris(seed)
+            rows += iris(seed, 2 if quick else 5)
         rows += images("784-128-10 on MNIST", "mnist", 0, convolutions=False, quick=quick)
         if not quick:
             rows += images("LeNet on MNIST", "mnist", 0, convolutions=True, quick=False)

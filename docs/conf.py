@@ -36,7 +36,14 @@ autodoc_typehints = "none"
 autodoc_default_options = {"exclude-members": "set_fit_request, set_score_request, set_partial_fit_request"}
 numpydoc_show_class_members = False
 html_theme = "pydata_sphinx_theme"
-html_theme_options = {"show_prev_next": False, "navigation_with_keys": False}
+html_static_path = ["_static"]
+html_css_files = ["phone.css"]
+html_theme_options = {
+    "show_prev_next": False,
+    "navigation_with_keys": False,
+    "header_links_before_dropdown": 4,
+    "navbar_align": "left",
+}
 html_sidebars = {"*": [], "methods/*": ["sidebar-nav-bs"], "api/**": ["sidebar-nav-bs"]}
 html_title = f"liftopt {release}"
 

@@ -39,6 +39,7 @@ Array = npt.NDArray[Any]
 
 
 FEWEST_HELD = 10  # rows that can judge anything
+MOST_HELD = 5_000  # rows: more would not judge better
 
 
 class TrainingData(NamedTuple):
@@ -241,6 +242,23 @@ def holdout_split(
     return np.sort(order[~held]), np.sort(order[held])
 
 
+@contextmanager
+def start_apart(
+    init: Network | str | None, data: TrainingData, fraction: float, random_state: np.random.RandomState
+) -> Iterator[TrainingData]:
+    """Rows for the start of a fit that holds out rows inside of this context.
+
+    Where ``init`` names a method, ``fraction`` of the rows (at most ``MOST_HELD``) is held out of its fit
+    too, as in a recipe: it would be judged on rows it has seen. A network, or None, leaves all to the fit.
+    """
+    if not isinstance(init, str):
+        yield data
+        return
+    train, held = holdout_split(data, min(fraction, MOST_HELD / data.X.shape[0]), random_state)
+    with holding_out(held if held.size else None):
+        yield data.rows(train)
+
+
 def score_of(network: Network, data: TrainingData) -> float:
     """Weighted accuracy (classification) or mean R2 over outputs (regression) of ``network`` on ``data``."""
     return score_outputs(network.scores(data.X), data)
@@ -284,7 +302,8 @@ def starting_network(
         y = data.codes
         if y is None:
             y = data.target[:, 0] if data.target.shape[1] == 1 else data.target
-        init = estimator.fit(data.X, y, sample_weight=data.weight).network_
+        with holding_out(None):  # rows held out around this fit are none of its business
+            init = estimator.fit(data.X, y, sample_weight=data.weight).network_
     if not isinstance(init, Network):
         raise ValueError(f"init must be None, a method name or a Network, got {type(init).__name__}")
     init = _with_head(init, data.task)

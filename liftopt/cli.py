@@ -29,7 +29,7 @@ _EXAMPLES = {
     "fit": """
   liftopt fit train.csv --target label --out model.safetensors
   liftopt fit train.csv --target label --method manifold+fenchel+refine --out model.safetensors
-  liftopt fit houses.csv --target price --method spline --out model.safetensors""",
+  liftopt fit houses.csv --target price --method spline --fill-missing --out model.safetensors""",
     "predict": """
   liftopt predict model.safetensors new.csv           CSV on stdout
   liftopt predict model.safetensors new.csv --out predictions.csv""",
@@ -42,7 +42,7 @@ _EXAMPLES = {
 }
 _EXIT_CODES = """exit codes:
   0 done; 1 the data, the model or the outcome is at fault, and one line on stderr says why; 2 wrong usage;
-  130 interrupted by Ctrl-C (compare still writes what was finished)"""
+  130 interrupted by Ctrl-C (what was finished, or the best network so far, is still written)"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -68,8 +68,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except (ImportError, OSError, RuntimeError, ValueError) as error:
-        print(f"liftopt: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"liftopt: error: {_message(error)}", file=sys.stderr)
         return FAILED
+
+
+def _message(error: Exception) -> str:
+    """One line; of errors of the system what a shell would say."""
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split())
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -191,6 +198,11 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--target", metavar="COLUMN", help="column to predict (CSV files)")
     parser.add_argument(
         "--task", choices=["classification", "regression"], help="default: seen from the target's values"
+    )
+    parser.add_argument(
+        "--fill-missing",
+        action="store_true",
+        help="fill missing values of a CSV file: numbers by the median, text as a category (default: refuse)",
     )
     parser.add_argument(
         "--hidden", type=_widths, default=(300,), metavar="N[,N]", help="hidden layer sizes (default: 300)"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import sys
+import tempfile
 import time
 from argparse import Namespace
 from collections.abc import Callable, Mapping
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from liftopt.console import fit_status, print_comparison, print_diagnosis, print_fit, progress_bar
 from liftopt.network import Network, write_atomically
+from liftopt.recording import interruptions
 from liftopt.threads import limit_threads
 
 if TYPE_CHECKING:
@@ -31,10 +32,9 @@ class Outcome(NamedTuple):
 def compare(arguments: Namespace) -> Outcome:
     """Compare methods and write the report."""
     from liftopt.compare import compare
-    from liftopt.data import load
 
     check_writable(arguments.report)
-    data = load(arguments.data, target=arguments.target, task=arguments.task)
+    data = _load(arguments)
     with progress_bar() as progress:
         comparison = compare(
             data,
@@ -57,12 +57,11 @@ def compare(arguments: Namespace) -> Outcome:
 
 def fit(arguments: Namespace) -> Outcome:
     """Train one network on all rows and save it."""
-    from liftopt.data import load
     from liftopt.methods import make_estimator
     from liftopt.model import with_data_facts
 
     check_writable(arguments.out)
-    data = load(arguments.data, target=arguments.target, task=arguments.task)
+    data = _load(arguments)
     with fit_status(f"{arguments.method} on {data.X.shape[0]:,} rows") as status:
         common = {
             "hidden_layer_sizes": arguments.hidden,
@@ -71,7 +70,7 @@ def fit(arguments: Namespace) -> Outcome:
         }
         estimator = make_estimator(arguments.method, data.task, common=common)
         wall, cpu = time.perf_counter(), time.process_time()
-        with limit_threads(arguments.threads):
+        with interruptions() as interruption, limit_threads(arguments.threads):
             estimator.fit(data.X, data.y)
         seconds = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
     network = with_data_facts(estimator.network_, data, arguments.target, arguments.method)
@@ -86,8 +85,20 @@ def fit(arguments: Namespace) -> Outcome:
         "n_parameters": network.n_parameters,
         "nbytes": network.nbytes,
         "notes": status.notes,
+        "interrupted": interruption.requested,
     }
-    return Outcome(record, lambda: print_fit(network, record))
+    return Outcome(
+        record, lambda: print_fit(network, record), INTERRUPTED if interruption.requested else DONE
+    )
+
+
+def _load(arguments: Namespace) -> Dataset:
+    """The data that the command line names."""
+    from liftopt.data import load
+
+    return load(
+        arguments.data, target=arguments.target, task=arguments.task, fill_missing=arguments.fill_missing
+    )
 
 
 def _training_scores(estimator: Any, data: Dataset) -> dict[str, Any]:
@@ -169,5 +180,8 @@ def check_writable(path: Path | None) -> None:
         raise IsADirectoryError(f"{path} is a folder: give the name of a file")
     if not path.absolute().parent.is_dir():
         raise FileNotFoundError(f"the folder of {path} does not exist")
-    if not os.access(path.absolute().parent, os.W_OK):
-        raise PermissionError(f"the folder of {path} is not writable")
+    try:
+        with tempfile.TemporaryFile(dir=path.absolute().parent):
+            pass
+    except OSError as error:
+        raise PermissionError(f"the folder of {path} is not writable ({error.strerror})") from None

@@ -30,6 +30,7 @@ from liftopt.doctor import environment, versions
 from liftopt.entrants import Entrant, entrants
 from liftopt.methods import Task
 from liftopt.recipe import Stage
+from liftopt.recording import interruptions
 from liftopt.solvers.validation import as_count
 from liftopt.threads import limit_threads
 
@@ -98,7 +99,7 @@ def compare(
         progress=progress,
     )
     interruption = _Interruption()
-    with interruption, limit_threads(threads):
+    with interruption, interruptions(), limit_threads(threads):
         bench.warm_up(splits[0])
         for repeat, split in enumerate(splits):
             bench.run_repeat(repeat, split, random_state + repeat, interruption)

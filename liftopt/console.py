@@ -91,7 +91,7 @@ def print_diagnosis(record: Mapping[str, Any]) -> None:
     for kind in ("required", "optional"):
         print(f"{kind}:", ", ".join(f"{name} {number or '–'}" for name, number in record[kind].items()))
     for pool in record["blas"]:
-        print(f"BLAS: {pool['library']} {pool['version'] or ''}, {pool['threads']} threads outside of fits")
+        print(f"BLAS: {pool['library']} {pool['version'] or ''}, threads outside of fits: {pool['threads']}")
     chosen = ", ".join(f"{name}={value}" for name, value in record["chosen_threads"].items())
     print(f"threads of a fit: {chosen or '1, unless told otherwise'}")
     found = ", ".join(record["data"]["sets"]) or "nothing yet"

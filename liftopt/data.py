@@ -132,6 +132,7 @@ def load(
     *,
     target: str | None = None,
     task: Task | None = None,
+    fill_missing: bool = False,
     dtype: npt.DTypeLike = np.float32,
 ) -> Dataset:
     """Load a data set by name or from a file.
@@ -146,13 +147,16 @@ def load(
         The column of a CSV file to predict.
     task : {"classification", "regression"}, optional
         Default: regression for a floating target or one of more than 50 integers, else classification.
+    fill_missing : bool
+        Fill the missing values of a CSV file: numbers by the median of their column, text by a category of
+        its own. Else they are refused.
     dtype : {float32, float64}
         Of ``X``.
 
     Returns
     -------
     Dataset
-        Raw features; nothing is scaled or imputed beyond what ``columns`` says.
+        Raw features; nothing is scaled or filled beyond what ``columns`` says.
 
     Raises
     ------
@@ -180,7 +184,7 @@ def load(
         if path.suffix or len(path.parts) > 1:
             raise FileNotFoundError(f"there is no file {path}")
         raise ValueError(f"unknown data set {source!r}; give a path or one of {', '.join(NAMES)}")
-    return _finish(_load_path(path, target), task, dtype)
+    return _finish(_load_path(path, target, fill_missing), task, dtype)
 
 
 def data_folder() -> Path:
@@ -245,21 +249,21 @@ def _load_named(name: str) -> _Raw:
     return _load_npz(path, name)
 
 
-def _load_path(path: Path, target: str | None) -> _Raw:
+def _load_path(path: Path, target: str | None, fill_missing: bool) -> _Raw:
     if path.is_dir():
         return _load_idx_folder(path, path.name)
     if path.suffix == ".npz":
         return _load_npz(path, path.stem)
     if is_idx_name(path):
         return _load_idx_pair(path)
-    return _load_csv(path, target)
+    return _load_csv(path, target, fill_missing)
 
 
-def _load_csv(path: Path, target: str | None) -> _Raw:
+def _load_csv(path: Path, target: str | None, fill_missing: bool) -> _Raw:
     frame = read_csv(path)
     y = target_of(frame, target, path)
     features = frame.drop(columns=[target])
-    columns = columns_of(features, path)
+    columns = columns_of(features, path, fill_missing)
     names = tuple(name for column in columns for name in column.feature_names)
     return _Raw(path.stem, encode(features, columns, path), y, names, columns=columns)
 

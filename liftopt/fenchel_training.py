@@ -10,7 +10,15 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.utils import check_random_state
 
-from liftopt.base import TrainingData, check_layer_sizes, holdout_split, initial_network, score_outputs
+from liftopt.base import (
+    MOST_HELD,
+    TrainingData,
+    check_layer_sizes,
+    holdout_split,
+    initial_network,
+    score_outputs,
+    start_apart,
+)
 from liftopt.block_steps import BlockTrainer
 from liftopt.continuation import Descent, Outcome, descend_lifted, sample_stride
 from liftopt.fenchel_chunks import StreamState, fit_chunks
@@ -46,7 +54,6 @@ _RIDGE_PATH = (1e-1, 1e-2, 1e-3, 1e-4)  # monotone mode; many rows need the last
 _PATH_ROWS = 5_000
 _FIRST_CHUNK = 10  # rows
 _NOISE_FROM = 50  # mapped inputs; fewer carry no redundancy that noise could spare
-_MOST_HELD = 5_000  # held-out rows
 _WIDE_ROWS = 20_000  # up to here the monotone mode works in float64
 
 
@@ -145,17 +152,18 @@ class LiftedTraining:
 
         Where the data are a sample, ``store`` opens the store of all rows for these maps.
         """
-        start = self._given_start(data, random_state)
-        input_map = self._fit_input_map(data, start, random_state)
-        centre, scale = target_moments(data)
-        problem = mapped(data, input_map, centre, scale)
-        mode = self._resolved_mode(data, start)
-        network = self._start(start, problem, input_map, centre, scale, random_state, mode)
-        if mode == "monotone":
-            opened = None if store is None else store(input_map, centre, scale)
-            trained = self._fit_monotone(network, problem, random_state, recorder, opened)
-        else:
-            trained = self._fit_stochastic(network, problem, random_state, recorder)
+        with start_apart(self._init(), data, self.validation_fraction, random_state) as seen:
+            start = self._given_start(seen, random_state)
+            input_map = self._fit_input_map(data, start, random_state)
+            centre, scale = target_moments(data)
+            problem = mapped(data, input_map, centre, scale)
+            mode = self._resolved_mode(data, start)
+            network = self._start(start, problem, input_map, centre, scale, random_state, mode)
+            if mode == "monotone":
+                opened = None if store is None else store(input_map, centre, scale)
+                trained = self._fit_monotone(network, problem, random_state, recorder, opened)
+            else:
+                trained = self._fit_stochastic(network, problem, random_state, recorder)
         trained = affine_outputs(trained.astype(data.X.dtype), scale, centre)
         self.network_ = trained if input_map is None else fold(trained, input_map)
         recorder.close()
@@ -277,7 +285,7 @@ class LiftedTraining:
         """Scale of the outputs with the best probabilities on ``data``; 1 for likelihoods and regression."""
         if data.codes is None or isinstance(head, CrossEntropy):
             return np.ones(1)
-        few = data.rows(np.arange(min(_MOST_HELD, data.X.shape[0])))
+        few = data.rows(np.arange(min(MOST_HELD, data.X.shape[0])))
         return np.atleast_1d(temperature(network.scores(few.X), data.codes[: few.X.shape[0]], few.weight))
 
     def _stream_fit(self, data: TrainingData, random_state: np.random.RandomState | None = None) -> None:
@@ -317,7 +325,7 @@ class LiftedTraining:
     def _split(self, data: TrainingData, random_state: np.random.RandomState) -> tuple[Array, Array]:
         """Indices of the training and the held-out rows."""
         fraction = self.validation_fraction
-        return holdout_split(data, min(fraction, _MOST_HELD / data.X.shape[0]), random_state)
+        return holdout_split(data, min(fraction, MOST_HELD / data.X.shape[0]), random_state)
 
     def _check_parameters(self) -> None:
         """Refuse parameters out of range before any work."""
@@ -385,11 +393,14 @@ class LiftedTraining:
         small = data.X.shape[0] < _STOCHASTIC_FROM and dense
         return "monotone" if small else "stochastic"
 
+    def _init(self) -> Network | str | None:
+        """What to start from: the network of a warm start, else what ``init`` says."""
+        return self.network_ if self.warm_start and hasattr(self, "network_") else self.init
+
     def _given_start(self, data: TrainingData, random_state: np.random.RandomState) -> Network | None:
         """Network that ``init`` or a warm start gives, on raw inputs."""
-        init = self.network_ if self.warm_start and hasattr(self, "network_") else self.init
         hidden = check_layer_sizes(self.hidden_layer_sizes)
-        return start_of_blocks(init, data, random_state, hidden_layer_sizes=hidden)
+        return start_of_blocks(self._init(), data, random_state, hidden_layer_sizes=hidden)
 
     def _fit_input_map(
         self, data: TrainingData, start: Network | None, random_state: np.random.RandomState

@@ -30,6 +30,7 @@ from liftopt.base import (
     NetworkRegressor,
     TrainingData,
     check_layer_sizes,
+    start_apart,
 )
 from liftopt.heads import HEADS, FitPlan, HeadName
 from liftopt.input_map import InputMap, make_input_map
@@ -146,10 +147,11 @@ class _Manifold:
         if data.weight is not None:
             used = np.flatnonzero(data.weight > 0.0)
             data, index = data.rows(used), index[used]
-        init, spec = self._start(data, plan, random_state)
-        self.network_, self.n_iter_ = fit_stream(
-            rows, found, data, index, plan, spec, init, recorder, random_state
-        )
+        with start_apart(self._init(), data, plan.validation_fraction, random_state) as seen:
+            init, spec = self._start(seen, plan, random_state)
+            self.network_, self.n_iter_ = fit_stream(
+                rows, found, data, index, plan, spec, init, recorder, random_state
+            )
         self._set_features(rows)
         recorder.close()
 
@@ -163,12 +165,15 @@ class _Manifold:
             self.classes_ = self._classes_of(found.labels)
         return self._training_data(X, y, weight)
 
+    def _init(self) -> Network | str | None:
+        """What to start from: the network of a warm start, else what ``init`` says."""
+        return self.network_ if self.warm_start and hasattr(self, "network_") else self.init
+
     def _start(
         self, data: TrainingData, plan: FitPlan, random_state: np.random.RandomState
     ) -> tuple[Network | None, Any]:
         """Network to start from, and the input map that suits it."""
-        start = self.network_ if self.warm_start and hasattr(self, "network_") else self.init
-        init = start_of_blocks(start, data, random_state, hidden_layer_sizes=plan.widths)
+        init = start_of_blocks(self._init(), data, random_state, hidden_layer_sizes=plan.widths)
         # a foreign network needs every component, or unfolding would lose part of its first layer
         return init, {} if init is not None and self.input_map == "pca" else self.input_map
 
@@ -179,12 +184,13 @@ class _Manifold:
         random_state = recorder.random_state()
         if data.weight is not None:
             data = data.rows(np.flatnonzero(data.weight > 0.0))
-        init, spec = self._start(data, plan, random_state)
-        input_map = make_input_map(spec, data.X, data.weight, random_state) or InputMap.identity(
-            data.X.shape[1]
-        )
         fit = fit_descent if self.backward == "minimum_change" else fit_cycle
-        self.network_, self.n_iter_ = fit(data, plan, input_map, init, recorder, random_state)
+        with start_apart(self._init(), data, plan.validation_fraction, random_state) as seen:
+            init, spec = self._start(seen, plan, random_state)
+            input_map = make_input_map(spec, data.X, data.weight, random_state) or InputMap.identity(
+                data.X.shape[1]
+            )
+            self.network_, self.n_iter_ = fit(data, plan, input_map, init, recorder, random_state)
         recorder.close()
 
 

@@ -24,10 +24,14 @@ _SHOWN = 5
 
 
 class Column(NamedTuple):
-    """One column of a table: its name and, for text, the categories that are one-hot encoded."""
+    """One column of a table: its name and, for text, the categories that are one-hot encoded.
+
+    Where missing values are filled, numbers have the value ``fill``, and the empty text is a category.
+    """
 
     name: str
     categories: tuple[str, ...] | None = None
+    fill: float | None = None
 
     @property
     def feature_names(self) -> list[str]:
@@ -35,6 +39,11 @@ class Column(NamedTuple):
         if self.categories is None:
             return [self.name]
         return [f"{self.name}={category}" for category in self.categories]
+
+    @property
+    def takes_missing(self) -> bool:
+        """Whether missing values can be encoded."""
+        return self.fill is not None or "" in (self.categories or ())
 
 
 def read_idx(path: Path) -> Array:
@@ -138,7 +147,10 @@ def target_of(frame: Any, target: str | None, path: Path) -> Array:
     """Values of the column ``target``; missing ones are refused."""
     names = list(frame.columns)
     if target is None:
-        raise ValueError(f"{path}: name the column to predict with target=; the columns are {_shown(names)}")
+        raise ValueError(
+            f"{path}: name the column to predict (target=, or --target on the command line); "
+            f"the columns are {_shown(names)}"
+        )
     if target not in names:
         raise ValueError(f"{path} has no column {target!r} to predict; the columns are {_shown(names)}")
     missing = int(frame[target].isna().sum())
@@ -148,18 +160,22 @@ def target_of(frame: Any, target: str | None, path: Path) -> Array:
     return values.astype(str) if values.dtype == object else values
 
 
-def columns_of(frame: Any, path: Path) -> tuple[Column, ...]:
+def columns_of(frame: Any, path: Path, fill_missing: bool = False) -> tuple[Column, ...]:
     """How each column becomes features: numbers as they are, text one-hot by its sorted categories.
+
+    With ``fill_missing``, missing numbers become the column's median, and missing text a category.
 
     Raises
     ------
     ValueError
-        If a column mixes numbers and text, or holds so many different texts that it looks like an identifier.
+        If values are missing and not to be filled, if a column holds nothing else, mixes numbers and text, or
+        holds so many different texts that it looks like an identifier.
     """
     if frame.shape[1] == 0:
         raise ValueError(f"{path} has no column besides the target")
-    _refuse_missing(frame, path)
-    return tuple(_column_of(frame[name], path) for name in frame.columns)
+    if not fill_missing:
+        _refuse_missing(frame, path)
+    return tuple(_column_of(frame[name], path, fill_missing) for name in frame.columns)
 
 
 def encode(frame: Any, columns: Sequence[Column], path: Path) -> Array:
@@ -174,7 +190,7 @@ def encode(frame: Any, columns: Sequence[Column], path: Path) -> Array:
     absent = [column.name for column in columns if column.name not in frame.columns]
     if absent:
         raise ValueError(f"{path} lacks the columns {_shown(absent)}")
-    _refuse_missing(frame[[column.name for column in columns]], path)
+    _refuse_missing(frame[[column.name for column in columns if not column.takes_missing]], path)
     X = np.hstack([_encode_column(frame[column.name], column, path) for column in columns])
     if not np.isfinite(X).all():
         names = [name for column in columns for name in column.feature_names]
@@ -185,13 +201,13 @@ def encode(frame: Any, columns: Sequence[Column], path: Path) -> Array:
 
 def columns_to_json(columns: Sequence[Column]) -> list[dict[str, Any]]:
     """JSON-able form of an encoding, to travel in a network's metadata."""
-    return [{"name": column.name, "categories": column.categories} for column in columns]
+    return [column._asdict() for column in columns]
 
 
 def columns_from_json(facts: Sequence[Mapping[str, Any]]) -> tuple[Column, ...]:
     """Inverse of :func:`columns_to_json`."""
     return tuple(
-        Column(fact["name"], None if fact["categories"] is None else tuple(fact["categories"]))
+        Column(fact["name"], fact["categories"] and tuple(fact["categories"]), fact.get("fill"))
         for fact in facts
     )
 
@@ -213,20 +229,27 @@ def _check_header(path: Path, header: list[str]) -> None:
         )
 
 
-def _column_of(values: Any, path: Path) -> Column:
+def _column_of(values: Any, path: Path, fill_missing: bool) -> Column:
     name = str(values.name)
+    known = values[values.notna()]
+    if known.empty:
+        raise ValueError(f"{path}: column {name!r} holds no value in any row: remove it")
     if values.dtype.kind in "biuf":
-        return Column(name)
-    texts = values.astype(str)
+        return Column(name, fill=float(known.median()) if fill_missing else None)
+    texts = known.astype(str)
     numeric = texts.map(_is_number)
     if numeric.mean() >= 0.5:
         odd = texts[~numeric]
         raise ValueError(
             f"{path}: column {name!r} holds numbers, but also text in {len(odd)} rows, "
             f"such as {odd.iloc[0]!r}: correct those entries, "
-            "or leave them empty and then fill or remove the missing values"
+            "or leave them empty and have missing values filled"
         )
-    categories = sorted(texts.unique())
+    if texts.map(lambda text: _is_number(text.replace(",", "."))).mean() >= 0.5:
+        raise ValueError(
+            f"{path}: column {name!r} holds numbers with a comma, such as {texts.iloc[0]!r}: write a point"
+        )
+    categories = sorted(_texts(values).unique())
     if len(categories) > _MOST_CATEGORIES:
         raise ValueError(
             f"{path}: column {name!r} holds {len(categories)} different texts in {len(texts)} rows "
@@ -238,10 +261,11 @@ def _column_of(values: Any, path: Path) -> Column:
 def _encode_column(values: Any, column: Column, path: Path) -> Array:
     if column.categories is None:
         if values.dtype.kind not in "biuf":
-            odd = next(text for text in values.astype(str) if not _is_number(text))
+            odd = next(text for text in _texts(values) if text and not _is_number(text))
             raise ValueError(f"{path}: column {column.name!r} must hold numbers, found {odd!r}")
-        return values.to_numpy(dtype=np.float64)[:, None]
-    texts = values.astype(str).to_numpy()
+        numbers = values.to_numpy(dtype=np.float64)[:, None]
+        return numbers if column.fill is None else np.where(np.isnan(numbers), column.fill, numbers)
+    texts = _texts(values).to_numpy()
     hot: Array = texts[:, None] == np.asarray(column.categories, dtype=object)
     unknown = ~hot.any(axis=1)
     if unknown.any():
@@ -252,14 +276,19 @@ def _encode_column(values: Any, column: Column, path: Path) -> Array:
     return hot.astype(np.float64)
 
 
+def _texts(values: Any) -> Any:
+    """Values as text, missing ones empty."""
+    return values.astype(object).where(values.notna(), "").astype(str)
+
+
 def _refuse_missing(frame: Any, path: Path) -> None:
     missing = frame.isna().sum()
     missing = missing[missing > 0]
     if len(missing):
         counts = _shown([f"{name} ({count})" for name, count in missing.items()])
         raise ValueError(
-            f"{path} has missing values in {counts}: remove those rows, or fill them first, "
-            "for instance with the column's median"
+            f"{path} has missing values in {counts}: remove those rows, fill them yourself, or train with "
+            "--fill-missing (fill_missing=True): numbers by the median, text as a category"
         )
 
 

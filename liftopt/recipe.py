@@ -19,14 +19,15 @@ from sklearn.base import BaseEstimator, clone, is_classifier
 from sklearn.utils import _safe_indexing, check_random_state
 from sklearn.utils.validation import _num_samples, check_is_fitted
 
-from liftopt.base import TrainingData, holding_out, holdout_split
+from liftopt.base import MOST_HELD, TrainingData, holding_out, holdout_split
 from liftopt.network import Network
+from liftopt.recording import interruptions
 from liftopt.solvers.result import Record
 from liftopt.streams import Stream as DataStream
 
 Array = npt.NDArray[Any]
 
-_HELD_OUT, _MOST_HELD = 0.1, 5_000
+_HELD_OUT = 0.1
 
 
 class Stage(NamedTuple):
@@ -87,7 +88,7 @@ class Recipe(BaseEstimator):
         self.methods = methods
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Recipe:
-        """Fit the methods one after the other.
+        """Fit the methods one after the other; after Ctrl-C those that are left are left out.
 
         Raises
         ------
@@ -100,14 +101,17 @@ class Recipe(BaseEstimator):
         self.stages_, self.history_ = (), []
         wall, cpu = time.perf_counter(), time.process_time()
         splits = self._splits(X, y, sample_weight)
-        for index, ((name, estimator), (rows, held)) in enumerate(zip(self.methods, splits, strict=True)):
-            fitted = clone(estimator)
-            if index:
-                fitted.set_params(init=self.network_)
-            weight = None if sample_weight is None else _safe_indexing(sample_weight, rows)
-            with holding_out(held):
-                fitted.fit(_safe_indexing(X, rows), _safe_indexing(y, rows), sample_weight=weight)
-            self._append(Stage(name, fitted, time.perf_counter() - wall, time.process_time() - cpu))
+        with interruptions() as interruption:
+            for index, ((name, estimator), (rows, held)) in enumerate(zip(self.methods, splits, strict=True)):
+                fitted = clone(estimator)
+                if index:
+                    fitted.set_params(init=self.network_)
+                weight = None if sample_weight is None else _safe_indexing(sample_weight, rows)
+                with holding_out(held):
+                    fitted.fit(_safe_indexing(X, rows), _safe_indexing(y, rows), sample_weight=weight)
+                self._append(Stage(name, fitted, time.perf_counter() - wall, time.process_time() - cpu))
+                if interruption.requested:
+                    break
         return self
 
     def _splits(self, X: Any, y: Any, sample_weight: Any) -> list[tuple[Array, Array | None]]:
@@ -125,7 +129,7 @@ class Recipe(BaseEstimator):
         for _, estimator in reversed(self.methods[1:]):
             part = TrainingData(rows[:, None], rows[:, None], None if codes is None else codes[rows], None)
             random_state = check_random_state(estimator.get_params().get("random_state"))
-            train, held = holdout_split(part, min(_HELD_OUT, _MOST_HELD / rows.size), random_state)
+            train, held = holdout_split(part, min(_HELD_OUT, MOST_HELD / rows.size), random_state)
             found.append((rows, held if held.size else None))
             rows = rows[train]
         return [(rows, None), *reversed(found)]

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import wraps
 from typing import Any
 
@@ -35,6 +37,26 @@ Array = npt.NDArray[Any]
 logger = logging.getLogger("liftopt")
 
 
+class Interruption:
+    """Whether Ctrl-C has ended a training loop."""
+
+    requested = False
+
+
+_interruption: ContextVar[Interruption | None] = ContextVar("liftopt_interruption", default=None)
+
+
+@contextmanager
+def interruptions() -> Iterator[Interruption]:
+    """Context in which Ctrl-C ends the running loop and all that would follow; inner contexts join it."""
+    found = _interruption.get() or Interruption()
+    token = _interruption.set(found)
+    try:
+        yield found
+    finally:
+        _interruption.reset(token)
+
+
 class SurroundedFit(CallbackSupportMixin):
     """What surrounds every ``fit``: the number of threads, and scikit-learn's callbacks where it has them.
 
@@ -55,7 +77,7 @@ def _surrounded(fit: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(fit)
     def wrapped(self: Any, X: Any, y: Any = None, *args: Any, **kwargs: Any) -> Any:
-        with threads_of_a_fit():
+        with interruptions(), threads_of_a_fit():
             root = _root_task(self, X, y)
             fit(self, X, y, *args, **kwargs)
             if root is not None:
@@ -173,12 +195,19 @@ class Recorder:
 
 
 def run_interruptible(loop: Callable[[], None], name: str, recorder: Recorder | None = None) -> None:
-    """Run a training loop; on Ctrl-C warn and go on with the best network so far, as scikit-learn does."""
-    try:
-        loop()
-    except KeyboardInterrupt:
-        if recorder is not None:
-            recorder.interrupted = True
-        warnings.warn(
-            f"{name} was interrupted: the best network so far is kept", ConvergenceWarning, stacklevel=3
-        )
+    """Run a training loop; on Ctrl-C warn and go on with the best network so far, as scikit-learn does.
+
+    After a Ctrl-C in a loop before it, such as that of its start, it ends before its first step.
+    """
+    with interruptions() as interruption:
+        try:
+            if interruption.requested:
+                raise KeyboardInterrupt
+            loop()
+        except KeyboardInterrupt:
+            interruption.requested = True
+            if recorder is not None:
+                recorder.interrupted = True
+            warnings.warn(
+                f"{name} was interrupted: the best network so far is kept", ConvergenceWarning, stacklevel=4
+            )

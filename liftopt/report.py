@@ -58,7 +58,7 @@ def _table(comparison: Comparison) -> str:
         numbers = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
         kind = "reference" if row.method == comparison.reference else "stage" if row.stage else ""
         label = escape(name).replace("+", "+<wbr>")
-        body.append(f'<tr class="{kind}"><th scope="row">{colour} {label}</th>{numbers}</tr>')
+        body.append(f'<tr class="{kind}"><th scope="row">{colour}&nbsp;{label}</th>{numbers}</tr>')
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
     return f'<div class="scroll">{table}</div>'
 
@@ -291,7 +291,7 @@ figcaption { color: var(--soft); font-size: .88rem; }
   font-size: .88rem; }
 details { margin: .5rem 0; } summary { cursor: pointer; } li { overflow-wrap: anywhere; }
 .protocol { max-width: 46rem; font-size: .95rem; }
-@media (max-width: 34rem) { .tick { font-size: 20px; } .label { font-size: 18px; } figure { padding: .75rem; }
+@media (max-width: 34rem) { .tick { font-size: 20px; } .label { font-size: 20px; } figure { padding: .75rem; }
   th, td { padding: .5rem; } th:first-child { min-width: 8.75rem; white-space: normal; }
   tr.stage th:first-child { padding-left: 1.75rem; } table .swatch { width: 14px; } }
 """

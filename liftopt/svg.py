@@ -96,8 +96,8 @@ def chart(series: Sequence[Series], x: Axis, y: Axis) -> str:
 def standalone(series: Sequence[Series], x: Axis, y: Axis) -> str:
     """The chart as a file of its own, with legend and style."""
     lines = [
-        f'<g>{_mark(one.colour, 20, 10 + 22 * k)}<text class="label" x="34" y="{15 + 22 * k}">'
-        f"{escape(one.label)}</text></g>"
+        f"<g>{_dash_line(one, 10 + 22 * k)}{_mark(one.colour, 26, 10 + 22 * k)}"
+        f'<text class="label" x="52" y="{15 + 22 * k}">{escape(one.label)}</text></g>'
         for k, one in enumerate(series)
     ]
     height = HEIGHT + 22 * len(lines) + 10
@@ -208,6 +208,16 @@ def _curve(series: Series, across: _Scale, up: _Scale) -> str:
     )
     end = _mark(series.colour, across(series.x[-1]), up(series.y[-1]))
     return f"<g><title>{escape(series.label)}</title>{line}{end}</g>"
+
+
+def _dash_line(series: Series, y: int) -> str:
+    """Piece of the curve's line for a legend; nothing for marks alone."""
+    if not series.joined:
+        return ""
+    return (
+        f'<path class="line s{series.colour % COLOURS}" stroke-dasharray="{_dash(series.colour)}" '
+        f'd="M8 {y}H44"/>'
+    )
 
 
 def _dots(series: Series, across: _Scale, up: _Scale) -> str:

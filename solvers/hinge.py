@@ -11,8 +11,8 @@ parent form a bank. It stores, for every candidate column h projected off the mo
     alpha = <E, h>,    beta = ||h||^2 - sum_m <Q_m, h>^2,    gamma = <h_up, h_down>
 
 (E the residual, Q the orthonormalised terms). A new column changes them by its own inner products only: one
-sweep over the rows (:mod:`~liftopt.solvers.hinge_kernels`), all knots of a variable at once. Banks are
-brought up to date lazily, in the order of their last known gain.
+sweep over the rows (:mod:`~liftopt.solvers.hinge_kernels`), all knots of a variable at once. Banks
+(:mod:`~liftopt.solvers.hinge_banks`) are brought up to date lazily, in the order of their last known gain.
 
 References
 ----------
@@ -24,15 +24,14 @@ adaptive hinging hyperplanes", 2009 (the minimum in place of the product).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from . import hinge_kernels as kernels
+from .hinge_banks import DEPENDENT, Bank, Search, commit, open_bank, refresh, rescan
 from .hinge_basis import Hinge, HingeBasis
 from .hinge_grid import make_grid
 from .result import Record, Result, Status
@@ -41,70 +40,8 @@ from .validation import as_count, as_finite, as_scalar, as_weights
 Array = npt.NDArray[Any]
 Interaction = Literal["min", "product"]
 
-_DEPENDENT = 1e-4  # squared sine of the angle to the model below which a column lies in its span
-_REORTHOGONALISE = 1e-2  # squared sine below which one Gram-Schmidt pass loses more than a digit
-_CANCELLED = 1e-10  # share of its summands below which a difference of squares is rounding error
 _PATIENCE = 3
 _SHORTER = 0.8  # a longer term must gain more: the data hold many more of them to choose from
-
-
-@dataclass(eq=False)
-class _Bank:
-    """Candidates grown from one parent: its support, and the statistics of the module docstring.
-
-    ``opened`` terms were in the model when the bank was opened, ``seen`` are projected off. The root bank,
-    the cheapest to sweep and the dearest to orthogonalise, keeps its inner products in ``swept``.
-    """
-
-    hinges: tuple[Hinge, ...]
-    rows: Array
-    parent: Array
-    weight: Array
-    variables: Array
-    shifted: Array | None
-    alpha: Array
-    beta: Array
-    gamma: Array
-    floor: Array
-    opened: int
-    swept: list[Array]
-    seen: int = 1
-    gain: float = np.inf
-    where: tuple[int, int, int] = (0, 0, 0)
-
-
-@dataclass(eq=False)
-class _Search:
-    """State of one forward pass: ``Q`` (capacity, n), ``residual`` (R, n), ``factor`` with B = Q' factor."""
-
-    grid: kernels.Grid
-    omega: Array
-    root_omega: Array
-    scale: Array
-    raw_knots: Array
-    Q: Array
-    residual: Array
-    factor: Array
-    projections: Array
-    max_degree: int
-    use_min: bool
-    pairs: bool
-    lazy: bool
-    min_active: float
-    map: Callable[..., Any]
-    n_chunks: int
-    terms: list[tuple[Hinge, ...]] = field(default_factory=list)
-    banks: list[_Bank] = field(default_factory=list)
-
-    @property
-    def size(self) -> int:
-        """Number of terms in the model."""
-        return len(self.terms)
-
-    @property
-    def rss(self) -> float:
-        """Residual sum of squares of the model, from the residual itself."""
-        return float(np.einsum("rn,rn->", self.residual, self.residual))
 
 
 def select_hinges(
@@ -190,7 +127,7 @@ def select_hinges(
     n_jobs = as_count("n_jobs", n_jobs)
     grid = make_grid(X, omega, max_knots, minspan, endspan)
     with ThreadPoolExecutor(n_jobs) as pool:
-        search = _Search(
+        search = Search(
             grid.grid,
             omega,
             np.sqrt(omega),
@@ -225,12 +162,12 @@ def select_hinges(
     )
 
 
-def _run(search: _Search, capacity: int, tol: float) -> tuple[float, list[Record], str]:
+def _run(search: Search, capacity: int, tol: float) -> tuple[float, list[Record], str]:
     """The greedy loop; returns the RSS of the intercept, one record a step, and why it stopped."""
-    _commit(search, np.ones(search.omega.size), ())
+    commit(search, np.ones(search.omega.size), ())
     total = rss = search.rss
     everything = np.arange(search.omega.size, dtype=np.int32)
-    _open(search, (), everything, np.ones(search.omega.size))
+    open_bank(search, (), everything, np.ones(search.omega.size))
     history: list[Record] = []
     idle = 0
     while search.size < capacity:
@@ -253,11 +190,11 @@ def _run(search: _Search, capacity: int, tol: float) -> tuple[float, list[Record
     return total, history, f"max_terms = {capacity} reached"
 
 
-def _winner(search: _Search) -> _Bank | None:
+def _winner(search: Search) -> Bank | None:
     """The bank with the largest gain, brought up to date; None when no candidate is left."""
     if not search.lazy:
         for bank in search.banks:
-            _refresh(search, bank)
+            refresh(search, bank)
     while True:
         worth = [bank.gain * _SHORTER ** len(bank.hinges) for bank in search.banks]
         top = max(worth, default=0.0)
@@ -268,16 +205,16 @@ def _winner(search: _Search) -> _Bank | None:
         )
         if bank.seen == search.size:
             return bank
-        _refresh(search, bank)
+        refresh(search, bank)
 
 
-def _grow(search: _Search, bank: _Bank, capacity: int) -> int:
+def _grow(search: Search, bank: Bank, capacity: int) -> int:
     """Add the bank's best hinge, and its mirror image where that is independent; return how many joined."""
     position, side, knot = bank.where
     both = search.pairs and bool((bank.beta[position, :, knot] > bank.floor[position, :, knot]).all())
     if both:
         determinant = bank.beta[position].prod(axis=0)[knot] - bank.gamma[position, knot] ** 2
-        both = determinant > _DEPENDENT * bank.beta[position, :, knot].prod()
+        both = determinant > DEPENDENT * bank.beta[position, :, knot].prod()
     added = 0
     for this in (side, 1 - side) if both else (side,):
         if search.size < capacity:
@@ -285,7 +222,7 @@ def _grow(search: _Search, bank: _Bank, capacity: int) -> int:
     return added
 
 
-def _join(search: _Search, bank: _Bank, position: int, side: int, knot: int) -> bool:
+def _join(search: Search, bank: Bank, position: int, side: int, knot: int) -> bool:
     """Add one candidate as a term and open its own bank; a dependent one is barred instead."""
     j = int(bank.variables[position])
     child = kernels.hinge_column(bank.rows, search.grid, j, side, knot)
@@ -297,13 +234,13 @@ def _join(search: _Search, bank: _Bank, position: int, side: int, knot: int) -> 
     term = (*bank.hinges, hinge._replace(sign=0) if linear else hinge)
     bank.floor[position, side, knot] = np.inf
     known = np.concatenate([g[position, side, knot] for g in bank.swept]) if bank.swept else None
-    if not _commit(search, column, term, known):
-        _rescan(bank, search.pairs)
+    if not commit(search, column, term, known):
+        rescan(bank, search.pairs)
         return False
     if len(term) < search.max_degree:
         rows = np.flatnonzero(column > 0).astype(np.int32)
         if search.omega[rows].sum() >= 2 * search.min_active:
-            _open(search, (*bank.hinges, hinge), rows, column[rows])
+            open_bank(search, (*bank.hinges, hinge), rows, column[rows])
     return True
 
 
@@ -314,122 +251,3 @@ def _scatter(values: Array, rows: Array, n: int) -> Array:
     column = np.zeros(n)
     column[rows] = values
     return column
-
-
-def _commit(search: _Search, column: Array, term: tuple[Hinge, ...], known: Array | None = None) -> bool:
-    """Orthonormalise a column and update the residual; False when it lies in the span of the model.
-
-    ``known`` holds the inner products of the column with the first columns of Q where a sweep gave them.
-    """
-    m = search.size
-    Q = search.Q[:m]
-    q = search.root_omega * column
-    coefficients = np.concatenate([known, Q[known.size :] @ q]) if known is not None else Q @ q
-    centred = before = float(q @ q - (coefficients[0] ** 2 if m else 0.0))
-    q -= coefficients @ Q
-    left = float(q @ q)
-    if left <= _REORTHOGONALISE * before:
-        c = Q @ q
-        q -= c @ Q
-        coefficients += c
-        left = float(q @ q)
-    if left <= 0.1 * _DEPENDENT * centred or left <= 0.0:
-        return False
-    q /= np.sqrt(left)
-    search.Q[m] = q
-    search.factor[:m, m] = coefficients
-    search.factor[m, m] = np.sqrt(left)
-    search.projections[m] = search.residual @ q
-    search.residual -= np.outer(search.projections[m], q)
-    search.terms.append(term)
-    return True
-
-
-def _open(search: _Search, hinges: tuple[Hinge, ...], rows: Array, parent: Array) -> None:
-    """Open the bank of a parent (N,) on its support ``rows``."""
-    used = [hinge.variable for hinge in hinges]
-    variables = np.setdiff1d(np.flatnonzero(search.grid.counts), used)
-    if not variables.size:
-        return
-    omega = search.omega[rows]
-    grid = search.grid
-    shifted = None
-    if hinges and search.use_min:
-        shifted = kernels.shifted_bins(rows, parent, grid, variables)
-        weight = np.sqrt(omega)
-        norms = kernels.squared_norms(rows, omega, grid, variables)
-        summands = norms.copy()
-        kernels.subtract_capped(rows, omega, grid, variables, parent, shifted, norms)
-    else:
-        weight = np.sqrt(omega) * parent
-        norms = summands = kernels.squared_norms(rows, weight**2, grid, variables)
-    bank = _Bank(
-        hinges,
-        rows,
-        parent,
-        weight,
-        variables,
-        shifted,
-        alpha=np.empty(0),
-        beta=norms,
-        gamma=np.empty(0),
-        floor=np.empty(0),
-        opened=search.size,
-        swept=[],
-    )
-    first = _project(search, bank, search.Q[:1])
-    mean = first[..., 0]
-    bank.alpha = _project(search, bank, search.residual)
-    bank.beta = norms - mean**2
-    bank.gamma = -mean[:, 0] * mean[:, 1]
-    bank.floor = np.maximum(_DEPENDENT * bank.beta, _CANCELLED * summands)
-    bank.floor[_barred(search, bank)] = np.inf
-    if not hinges:
-        bank.swept.append(first)
-        _rescan(bank, search.pairs)
-    search.banks.append(bank)
-
-
-def _barred(search: _Search, bank: _Bank) -> Array:
-    """Mask (V, 2, K) of the candidates with too little of the support on either side of their knot."""
-    active = kernels.support_weight(bank.rows, search.omega[bank.rows], search.grid, bank.variables)
-    barred: Array = np.any(active < search.min_active, axis=1)
-    # the linear candidate, knot at the minimum, has nothing below it
-    barred[:, 0] = active[:, 0, 0] < search.min_active if bank.hinges else False
-    return np.broadcast_to(barred[:, None], active.shape)
-
-
-def _refresh(search: _Search, bank: _Bank) -> None:
-    """Project the bank off the columns that joined since it was last seen, and find its best candidate."""
-    if bank.seen == search.size:
-        return
-    new = slice(bank.seen, search.size)
-    g = _project(search, bank, search.Q[new])
-    late = max(bank.opened - bank.seen, 0)
-    bank.alpha -= g[..., late:] @ search.projections[new][late:]
-    bank.beta -= np.einsum("vskc,vskc->vsk", g, g)
-    bank.gamma -= np.einsum("vkc,vkc->vk", g[:, 0], g[:, 1])
-    bank.seen = search.size
-    if not bank.hinges:
-        bank.swept.append(g)
-    _rescan(bank, search.pairs)
-
-
-def _rescan(bank: _Bank, pairs: bool) -> None:
-    """Find the bank's best candidate."""
-    gain, *where = kernels.best_candidate(bank.alpha, bank.beta, bank.gamma, bank.floor, pairs, _DEPENDENT)
-    bank.gain, bank.where = gain, (where[0], where[1], where[2])
-
-
-def _project(search: _Search, bank: _Bank, columns: Array) -> Array:
-    """Inner products (V, 2, K, C) of ``columns`` with the candidates; threads share the variables."""
-    pieces = np.array_split(np.arange(bank.variables.size), min(search.n_chunks, bank.variables.size))
-
-    def sweep(piece: Array) -> Array:
-        chosen = bank.variables[piece]
-        if bank.shifted is None:
-            return kernels.project(bank.rows, bank.weight, columns, search.grid, chosen)
-        shifted = bank.shifted[piece]
-        return kernels.project_min(bank.rows, bank.weight, columns, search.grid, chosen, bank.parent, shifted)
-
-    return np.concatenate(list(search.map(sweep, pieces)))

@@ -25,10 +25,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy.linalg import cho_solve, lapack
 from scipy.special import logsumexp
 
 from .affine import AffineMap
+from .linear_system import factor_checked
 from .result import Callback, Measure, OnLimit, Result, conclude, iterate
 from .validation import as_count, as_distributions, as_finite, as_scalar, as_weights
 
@@ -38,6 +38,7 @@ Solve = Callable[[Array], Array]
 _DENSE_PARAMETERS = 300  # up to here the exact Newton system is cheaper than conjugate gradients
 _GRAM_ROWS_PER_FEATURE = 20  # rows that suffice for the preconditioner's Gram matrix
 _MAX_CG = 200
+_JITTER = 1e-12  # of the unit diagonal of a Newton system
 _MAX_HALVINGS = 40
 
 
@@ -282,19 +283,13 @@ class _Problem(NamedTuple):
 
 
 def _factorised(matrix: Array) -> Solve:
-    """Cholesky solve, equilibrated to a unit diagonal, with the smallest jitter that makes it definite."""
+    """Cholesky solve, equilibrated to a unit diagonal."""
     diagonal = np.diagonal(matrix)
     scale = np.sqrt(np.where(diagonal > 0, diagonal, 1.0))
-    scaled = matrix / scale[:, None] / scale
-    jitter = 1e-12
-    while True:
-        factor, info = lapack.dpotrf(scaled + jitter * np.eye(scale.size), lower=1, clean=0)
-        if info == 0:
-            break
-        jitter *= 100.0
+    factor = factor_checked(matrix / scale[:, None] / scale, _JITTER)
 
     def solve(b: Array) -> Array:
-        solution: Array = cho_solve((factor, True), b / scale[:, None]) / scale[:, None]
+        solution: Array = factor.solve(b / scale[:, None]) / scale[:, None]
         return solution
 
     return solve

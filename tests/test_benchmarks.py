@@ -1,6 +1,7 @@
 """The benchmark helpers: records, tables, the tuned baseline; the scripts run in `make bench-quick`."""
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -39,9 +40,46 @@ def test_record_is_sorted_complete_and_apart_for_quick_runs(benchmarks, tmp_path
     assert (record["claim"], record["scores"], record["n"]) == ("claim", [0.0, 0.5], 3)
     assert record["environment"]["threads"] == 1
     assert record["environment"]["packages"]["numpy"] == np.__version__
-    quick = common.write_record("claim", {}, quick=True)
+    quick = common.write_record("claim", {"seeds": []}, quick=True)
     assert quick.parent == tmp_path / "results" / "quick"
     assert path.read_text() == text
+    with pytest.raises(ValueError, match="does not say which seeds"):
+        common.write_record("claim", {})
+
+
+def test_a_record_is_stale_when_the_code_it_measured_has_changed(benchmarks, tmp_path, monkeypatch):
+    run: Any = benchmarks("run")
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-c", "user.name=a", "-c", "user.email=a", "-C", str(tmp_path), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    def record(commit: str | None) -> None:
+        (folder / "results" / "one.json").write_text(json.dumps({"environment": {"commit": commit}}))
+
+    folder = tmp_path / "benchmarks"
+    script = folder / "one.py"
+    for path in (tmp_path / "liftopt" / "a.py", folder / "results" / "x", folder / "other.py", script):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("1")
+    git("init", "-q")
+    git("add", "-A")
+    git("commit", "-qm", "one")
+    monkeypatch.setattr(run, "FOLDER", folder)
+    assert run.is_stale(script)  # no record
+    commit = git("rev-parse", "--short=12", "HEAD")
+    record(commit)
+    assert not run.is_stale(script)
+    (folder / "other.py").write_text("2")
+    assert not run.is_stale(script)
+    for unknown in (f"{commit}-dirty", None, "0" * 12):
+        record(unknown)
+        assert run.is_stale(script)
+    record(commit)
+    for path in (script, tmp_path / "liftopt" / "a.py"):
+        path.write_text("2")
+        assert run.is_stale(script)
+        git("checkout", "-q", "--", str(path))
 
 
 def test_measure_and_median(benchmarks):
@@ -129,9 +167,9 @@ def test_figures_draw_ternary_networks_at_their_packed_bytes(benchmarks):
 def test_losses_are_listed_however_small_and_counted_in_the_profile(benchmarks):
     losses: Any = benchmarks("losses")
     pairs = [
-        losses.Pair("one", "ours", "Adam", 90.0, 90.01),
-        losses.Pair("two", "ours", "Adam", 95.0, 90.0),
-        losses.Pair("three", "ours", "trees", 60.0, 70.0),
+        losses.Pair("one", "ours", "Adam", 90.0, 90.01, 0.5),
+        losses.Pair("two", "ours", "Adam", 95.0, 90.0, 2.0),
+        losses.Pair("three", "ours", "trees", 60.0, 70.0, 3.0),
     ]
     text = losses.section("some_claim", pairs)
     assert "2 of 3 comparisons lost" in text
@@ -140,6 +178,10 @@ def test_losses_are_listed_however_small_and_counted_in_the_profile(benchmarks):
     (series,) = losses.profile(pairs)
     assert series.y[0] == pytest.approx(100 / 3)
     assert series.y[-1] == 100.0
+    adam, trees = losses.summary({"some_claim": pairs}).splitlines()[2:]
+    assert adam == "| ours | Adam | `some_claim` | 2 | 2 | 0 | +2.49 | 0.01 (one) | 1 |"
+    assert trees == "| ours | trees | `some_claim` | 1 | 0 | 1 | -10.00 | 10.00 (three) | 3 |"
+    assert "| never | 2 |" in losses.summary({"some_claim": pairs[1:2]})
 
 
 def test_every_record_of_the_losses_page_can_be_read(benchmarks):
@@ -149,6 +191,21 @@ def test_every_record_of_the_losses_page_can_be_read(benchmarks):
         pairs = list(read(record))
         assert pairs
         assert all(0 <= value <= 100 for pair in pairs for value in (pair.score, pair.rival_score))
+        assert all(pair.time > 0 for pair in pairs)
+
+
+def test_the_decision_table_is_that_of_the_records(benchmarks, tmp_path, monkeypatch):
+    choosing: Any = benchmarks("choosing")
+    page = tmp_path / "choosing.md"
+    text = (FOLDER.parent / "docs" / "choosing.md").read_text()
+    page.write_text(text.replace("ahead or level", "far ahead"))
+    monkeypatch.setattr(choosing, "TARGET", page)
+    monkeypatch.setattr(sys.modules["common"], "ROOT", tmp_path)
+    choosing.main()
+    assert page.read_text() == text
+    lines = choosing.table().splitlines()
+    assert len(lines) == 2 + len(choosing.ROWS)
+    assert all(line.count(" | ") == 2 for line in lines)
 
 
 def test_figures_draw_sampling_curves_where_a_variant_exists(benchmarks):

@@ -290,13 +290,39 @@ def test_bad_tables_are_explained(stand_ins, tmp_path, capsys, command, text, me
     assert message in error_line(capsys)
 
 
+def test_a_table_with_gaps_is_trained_and_predicted_on_demand(stand_ins, table, tmp_path, capsys):
+    gaps = with_entry(with_entry(read_csv(table.read_text()), 0, ""), 4, "")
+    path, model = write_csv(tmp_path / "gaps.csv", gaps), tmp_path / "m.safetensors"
+    fit = ("fit", path, "--target", "label", "--method", "linear", "--out", model)
+    assert call(*fit) == 1
+    assert "missing values in sl (1), petal (1)" in error_line(capsys)
+    assert call(*fit, "--fill-missing") == 0
+    capsys.readouterr()
+    assert call("predict", model, path) == 0
+    assert len(read_csv(capsys.readouterr().out)) == 151
+
+
+def test_ctrl_c_in_a_loop_saves_the_best_network_and_exits_with_130(tmp_path, monkeypatch, capsys):
+    def interrupted(self, loss):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("liftopt.manifold_fit.SweepSearch._record", interrupted)
+    model, record = tmp_path / "m.safetensors", tmp_path / "m.json"
+    assert call("fit", "iris", "--method", "manifold+fenchel", "--out", model, "--json", record) == 130
+    assert "the best network so far is kept" in capsys.readouterr().err
+    assert Network.load(model).output_shape == (3,)
+    found = json.loads(record.read_text())
+    assert found["interrupted"]
+    assert [stage["name"] for stage in found["stages"]] == ["manifold"]
+
+
 def test_missing_files_and_unknown_names(stand_ins, tmp_path, capsys):
     assert call("fit", tmp_path / "no.csv", "--method", "linear", "--out", tmp_path / "m") == 1
     assert "there is no file" in error_line(capsys)
     assert call("fit", "nodata", "--method", "linear", "--out", tmp_path / "m") == 1
     assert "unknown data set 'nodata'" in error_line(capsys)
     assert call("predict", tmp_path / "no.safetensors", tmp_path / "no.csv") == 1
-    assert "no.safetensors" in error_line(capsys)
+    assert error_line(capsys) == f"liftopt: error: {tmp_path / 'no.safetensors'}: No such file or directory"
 
 
 def test_damaged_and_foreign_models_are_refused(stand_ins, table, tmp_path, capsys):

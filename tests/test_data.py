@@ -181,7 +181,8 @@ def test_csv_encoding_travels_as_json_to_new_rows(tmp_path):
         ("a,b,a\n1,2,3\n", "header repeats a"),
         (",a,y\n0,5,1\n1,6,0\n", "column 1 of the header has no name"),
         ("1,2,3\n4,5,6\n", "add a header line"),
-        ("a,y\n1,0\n,1\n,0\n", r"missing values in a \(2\): remove those rows, or fill them"),
+        ("a;y\n1,5;0\n2,7;1\n3,1;0\n", "column 'a' holds numbers with a comma, such as '1,5': write a point"),
+        ("a,y\n1,0\n,1\n,0\n", r"missing values in a \(2\): remove those rows, fill them"),
         ("a,y\n1,0\n2,\n", "target 'y' is missing in 1 rows"),
         ("a,b\n1,2\n", "no column 'y' to predict; the columns are a, b"),
         ("a,y\n1,0\n2,0\n", r"one class only \(0\)"),
@@ -199,8 +200,43 @@ def test_unusable_csv_files_are_explained(tmp_path, text, message):
 
 
 def test_csv_without_target_lists_the_columns(tmp_path):
-    with pytest.raises(ValueError, match=r"name the column to predict with target=; the columns are size"):
+    with pytest.raises(
+        ValueError, match=r"name the column to predict .target=, or --target .*; the columns are size"
+    ):
         data.load(write(tmp_path / "a.csv", CSV))
+
+
+GAPS = "size,colour,flag,y\n1,red,True,0\n,blue,,1\n4,,False,0\n9,red,True,1\n"
+
+
+def test_missing_values_are_filled_on_demand(tmp_path):
+    path = write(tmp_path / "a.csv", GAPS)
+    found = data.load(path, target="y", fill_missing=True)
+    assert found.feature_names == (
+        *("size", "colour=", "colour=blue", "colour=red"),
+        *("flag=", "flag=False", "flag=True"),
+    )
+    np.testing.assert_array_equal(
+        found.X,
+        [[1, 0, 0, 1, 0, 0, 1], [4, 0, 1, 0, 1, 0, 0], [4, 1, 0, 0, 0, 1, 0], [9, 0, 0, 1, 0, 0, 1]],
+    )
+    columns = columns_from_json(json.loads(json.dumps(columns_to_json(found.columns))))
+    assert columns == found.columns
+    new = read_csv(write(tmp_path / "new.csv", "colour,flag,size\nred,False,\nblue,True,2\n"))
+    np.testing.assert_array_equal(encode(new, columns, path), [[4, 0, 0, 1, 0, 1, 0], [2, 0, 1, 0, 0, 0, 1]])
+
+
+def test_filling_changes_nothing_where_nothing_is_missing_and_does_not_reach_further(tmp_path):
+    path = write(tmp_path / "a.csv", "size,colour,y\n1,red,0\n2,blue,1\n5,red,0\n")
+    filled = data.load(path, target="y", fill_missing=True)
+    np.testing.assert_array_equal(filled.X, data.load(path, target="y").X)
+    gap = read_csv(write(tmp_path / "new.csv", "size,colour\n,red\n"))
+    assert encode(gap, filled.columns, path)[0, 0] == 2.0
+    gap = read_csv(write(tmp_path / "new.csv", "size,colour\n3,\n"))
+    with pytest.raises(ValueError, match=r"missing values in colour \(1\)"):
+        encode(gap, filled.columns, path)
+    with pytest.raises(ValueError, match="column 'a' holds no value in any row"):
+        data.load(write(tmp_path / "b.csv", "a,b,y\n,1,0\n,2,1\n"), target="y", fill_missing=True)
 
 
 def test_csv_as_latin_1_is_refused_with_the_reason(tmp_path):

@@ -65,3 +65,21 @@ def test_files_that_the_readme_links_to_exist():
     links = re.findall(r"\]\(([^)#:]+)\)", read("README.md"))
     assert links
     assert all((ROOT / link).exists() for link in links)
+
+
+SECTIONS = {
+    "problem": r"^## (The p|P)roblem",
+    "blocks": r"^## (The b|B)locks",
+    "assumptions": r"^## Assumptions",
+    "options": r"^## (Options|How to choose)",
+    "cost": r"^## Cost",
+    "failure modes": r"^## (Failure modes|Where it (fails|does not help))",
+    "references": r"^## References",
+}
+
+
+@pytest.mark.parametrize("page", ["baseline", "fenchel", "manifold", "refine", "spline", "ternary"])
+def test_every_method_page_has_every_section(page):
+    text = read(f"docs/methods/{page}.md")
+    missing = [name for name, heading in SECTIONS.items() if not re.search(heading, text, re.MULTILINE)]
+    assert missing == ([] if page not in ("baseline", "refine") else ["blocks"])  # these have one block

@@ -43,3 +43,16 @@ def test_pairs_without_curvature_are_left_out(rng):
     first = Pairs().extended(Located(parts(x), parts(-x)))
     second = first.extended(Located(parts(2 * x), parts(-2 * x)))
     assert len(first) == len(second) == 0
+
+
+def test_the_newest_pair_is_reproduced_whatever_the_first_approximation(rng):
+    """The secant condition, with steps that are not conjugate."""
+    H = quadratic(rng)
+    pairs, x = Pairs(), rng.normal(size=6)
+    for _ in range(4):
+        pairs = pairs.extended(Located(parts(x), parts(H @ x)))
+        step = rng.normal(size=6)
+        x = x + step
+    pairs = pairs.extended(Located(parts(x), parts(H @ x)))
+    found = pairs.direction(parts(H @ step), lambda p: [3.0 * q for q in p])
+    np.testing.assert_allclose(np.concatenate(found)[:, 0], step, atol=1e-10)

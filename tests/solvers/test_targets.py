@@ -162,6 +162,13 @@ def test_every_row_descends(seed, name, term, exponent):
         assert np.isfinite(V).all()
 
 
+def test_momentum_solves_stiff_blocks_in_some_hundred_steps(rng):
+    """Condition above 1000: plain proximal gradients would take ten times as many."""
+    U, W, b = block(rng)
+    result = solve(U, 10 * W, b, terms(rng)["squares"], lam=1.0, max_iter=1500)
+    assert result.status == "optimal"
+
+
 def test_budget_warns(rng):
     U, W, b = block(rng)
     with pytest.warns(ConvergenceWarning, match="increase max_iter"):
