@@ -188,7 +188,7 @@ class Stream:
         return self.take(self.sample_index(n_rows, random_state))
 
     def sample_index(self, n_rows: int, random_state: int = 0) -> Array:
-        """Which rows :meth:`sample` takes, sorted."""
+        """Which rows :meth:`sample` of ``n_rows`` takes with this ``random_state``, sorted."""
         rng = np.random.default_rng(random_state)
         return np.sort(rng.choice(self.n_rows, min(n_rows, self.n_rows), replace=False))
 
