@@ -1,7 +1,8 @@
 """Monotone mode: descent of the relaxed objective on MNIST, and small data beside tuned Adam.
 
-MNIST 784-300-10 with defaults but for the width of the map (80 components): test accuracy, CPU time, and the
-largest rise of the relaxed objective between two sweeps of one stage. Small data (at most 5,000 rows, 100
+MNIST 784-300-10 with defaults but for the width of the map (80 components): test accuracy, CPU time, that of
+the first sweep with 97.5 % of the held-out rows, and the largest rise of the relaxed objective between two
+sweeps of one stage. Small data (at most 5,000 rows, 100
 hidden units): defaults of the monotone mode against Adam after a search of 20 trials on the training rows.
 """
 
@@ -20,6 +21,7 @@ from liftopt import FenchelClassifier
 from liftopt.data import load
 from liftopt.methods import make_estimator
 
+GOAL = 0.975
 SMALL = ("breast_cancer", "iris", "wine", "diabetes", "digits")
 
 
@@ -49,7 +51,9 @@ def on_mnist(rows: int, seeds: tuple[int, ...]) -> list[list[Any]]:
         )
         fit = measure(lambda model=model: model.fit(X, y))
         accuracy = 100 * float(model.score(X_test, y_test))
-        lines.append([seed, rows, model.n_iter_, accuracy, fit.cpu, largest_rise(model.history_)])
+        reached = [sweep["cpu"] for sweep in model.history_ if sweep["validation_score"] >= GOAL]
+        first = min(reached, default=None)
+        lines.append([seed, rows, model.n_iter_, accuracy, fit.cpu, first, largest_rise(model.history_)])
         print(lines[-1], flush=True)
     return lines
 
@@ -83,7 +87,15 @@ def main() -> None:
     tables = [
         {
             "title": "Fenchel, monotone mode: MNIST, 784-300-10",
-            "columns": ["seed", "rows", "sweeps", "test accuracy (%)", "CPU s", "largest relative rise"],
+            "columns": [
+                "seed",
+                "rows",
+                "sweeps",
+                "test accuracy (%)",
+                "CPU s",
+                f"CPU s to {100 * GOAL:g} % of held-out rows",
+                "largest relative rise",
+            ],
             "rows": images,
             "notes": "Rise of the relaxed objective from a sweep to the next; float32.",
         },

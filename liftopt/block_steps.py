@@ -237,7 +237,7 @@ class BlockTrainer:
         signal = self.head.residual(self._scores, target)
         if weight is not None:
             signal *= weight[:, None]
-        active: Array = signal.any(axis=1)
+        active = np.any(signal, axis=1)
         found = np.flatnonzero(active)
         if found.size < _DENSE * active.size:
             signal = signal.take(found, axis=0)

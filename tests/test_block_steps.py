@@ -135,7 +135,7 @@ def test_rows_without_a_residual_can_be_left_out(convolutional, rng):
         trainer.weights[-1][...] *= 40.0  # large margins, right or wrong
         kept = np.arange(40)
         for _ in range(3):
-            residual = SquaredHinge().residual(trainer.scores(Z), target).any(axis=1)
+            residual = np.any(SquaredHinge().residual(trainer.scores(Z), target), axis=1)
             assert 0 < residual.sum() < 40
             kept = np.flatnonzero(residual) if left_out else np.arange(40)
             active = trainer.step(Z[kept], target[kept], None, 0.02, silent(), 40)
