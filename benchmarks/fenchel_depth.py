@@ -1,7 +1,7 @@
 """Depth and convolution on MNIST: 784-6x100-10, ten hidden layers of 100, LeNet-5, beside Adam.
 
 FenchelClassifier (stochastic mode, defaults but for the width of the map) and Adam with a one-cycle schedule
-on the same input map (raw pixels for LeNet-5) at several budgets; Adam's peak rate is chosen on held-out rows.
+on the same input map (raw pixels for LeNet-5), at several budgets; Adam's rate is chosen on held-out rows.
 """
 
 from __future__ import annotations
