@@ -31,7 +31,7 @@ VARIANTS: tuple[tuple[str, int, dict[str, Any]], ...] = (
     ("cross-entropy head", 12, {"loss": "cross_entropy"}),
     ("without noise", 12, {"dropout": 0.0, "input_noise": 0.0}),
 )
-BUDGETS = {"fenchel": (2, 3, 4, 6, 12, 25), "adam mapped": (2, 3, 6, 10), "adam raw": (3, 6)}
+BUDGETS = {"fenchel": (2, 3, 4, 6, 12, 25, 50), "adam mapped": (2, 3, 6, 10, 20), "adam raw": (3, 6, 10)}
 
 
 def estimator(method: str, passes: int, width: int, seed: int, **parameters: Any) -> Any:
