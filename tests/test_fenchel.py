@@ -63,7 +63,7 @@ def test_every_pass_has_a_validation_score(digits, mode):
 def test_scores_of_the_margin_head_are_calibrated(digits):
     X, X_test, y, y_test = digits
     model = FenchelClassifier(mode="stochastic", max_iter=15, random_state=0).fit(X, y)
-    assert log_loss(y_test, model.predict_proba(X_test)) < 0.2
+    assert log_loss(y_test, model.predict_proba(X_test)) < 0.25
 
 
 def test_monotone_history_falls_and_reports_the_gap():
