@@ -50,7 +50,7 @@ _DENSE = 0.9  # up to this share of rows with a residual, the others are left ou
 
 @dataclass
 class Noise:
-    """Random perturbation of the blocks, scaled by ``strength`` in [0, 1]: it regularises.
+    """Random perturbation of the blocks, which regularises.
 
     Parameters
     ----------
@@ -58,16 +58,19 @@ class Noise:
         Share of hidden units held at zero in each batch at full strength.
     spread : float
         Standard deviation of the noise on mapped inputs at full strength.
+    floor : float
+        Least strength of the noise on inputs.
     rows : int
         Most rows of a batch.
     random_state : RandomState
         Source of the pools.
     strength : float
-        Current level.
+        Current level in [0, 1].
     """
 
     rate: float
     spread: float
+    floor: float
     rows: int
     random_state: np.random.RandomState
     strength: float = 1.0
@@ -88,7 +91,7 @@ class Noise:
 
     def jitter(self, Z: Array) -> Array:
         """``Z`` plus noise, a new array."""
-        spread = Z.dtype.type(self.spread * self.strength)
+        spread = Z.dtype.type(self.spread * max(self.strength, self.floor))
         if spread == 0.0 or Z.ndim != 2:
             return Z
         noisy = self._draw(Z, normal=True) * spread

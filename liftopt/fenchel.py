@@ -76,8 +76,8 @@ class FenchelClassifier(LiftedTraining, NetworkClassifier):
         Largest share of hidden units held at zero, divided by the number of hidden layers; the level rises
         while the held-out loss does.
     input_noise : float
-        Largest standard deviation of noise on mapped inputs; the level rises while the held-out loss does.
-        With k < 50 mapped inputs it is k / 50 of that, and there is no dropout.
+        Standard deviation of noise on mapped inputs; in less than 12 passes, or with k < 50 mapped inputs, it
+        rises while the held-out loss does. With k < 50 it is k / 50 of that, and there is no dropout.
     input_map : {"auto", "standardise", "pca"}, mapping or None
         Map of the inputs during training, folded into the first layer. ``"auto"`` is the damped whitening,
         with 95 % of the variance beyond 256 features; a mapping holds arguments of

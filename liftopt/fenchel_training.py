@@ -54,6 +54,7 @@ _RIDGE_PATH = (1e-1, 1e-2, 1e-3, 1e-4)  # monotone mode; many rows need the last
 _PATH_ROWS = 5_000
 _FIRST_CHUNK = 10  # rows
 _NOISE_FROM = 50  # mapped inputs; fewer carry no redundancy that noise could spare
+_NOISE_PASSES = 12  # from which on inputs are noisy from the start
 _WIDE_ROWS = 20_000  # up to here the monotone mode works in float64
 
 
@@ -376,7 +377,8 @@ class LiftedTraining:
         size = int(np.clip(n // 64, 32, 250)) if self.batch_size == "auto" else self.batch_size
         batches = max(1, n // size)
         passes = int(np.clip(np.ceil(_STEPS / batches), *_PASSES)) if self.max_iter is None else self.max_iter
-        return Budget(self.step, size, passes, *noise)
+        floor = float(share == 1.0 and passes >= _NOISE_PASSES)
+        return Budget(self.step, size, passes, *noise, floor)
 
     def _head(self, data: TrainingData, mode: str) -> Head:
         """Loss; ``"auto"`` is one with a refit in monotone mode, the margin's in stochastic mode."""

@@ -27,10 +27,10 @@ from liftopt.recording import Recorder
 
 Array = npt.NDArray[Any]
 
-_RACE_BATCHES, _RACE_ROWS = 32, 64
+_RACE_BATCHES, _RACE_ROWS = 32, 128
 _RACE_ROUNDS = 5
 _RACE_FACTOR = 4.0
-_RACE_GAIN = 2 / 3  # loss of a longer step relative to a shorter one: short runs flatter long steps
+_RACE_SHORTER, _RACE_LONGER = 0.75, 0.5  # relative loss that makes the step move: short runs say little
 _PROBE_ROWS = 2000
 _NOISE_UP, _NOISE_DOWN = 0.25, 0.05  # changes of the noise level after a pass
 _RISE, _REST = 0.1, 0.3  # ends of the step's rise and of its rest, as shares of the run
@@ -99,13 +99,14 @@ class Resting:
 
 @dataclass(frozen=True)
 class Budget:
-    """Budget and sizes of a stochastic run."""
+    """Budget and sizes of a stochastic run, and levels of its :class:`~liftopt.block_steps.Noise`."""
 
     step: float
     batch_size: int
     max_iter: int
     dropout: float
     input_noise: float
+    noise_floor: float
 
 
 class StochasticRun:
@@ -144,8 +145,8 @@ class StochasticRun:
         self._lowest = np.inf
         hidden = max(1, len(trainer.maps) - 1)
         self._size = min(budget.batch_size, len(train))
-        noise = budget.dropout / hidden, budget.input_noise, max(self._size, _RACE_ROWS)
-        self.noise = Noise(*noise, random_state, strength=0.0)
+        levels = budget.dropout / hidden, budget.input_noise, budget.noise_floor if len(held) else 0.0
+        self.noise = Noise(*levels, max(self._size, _RACE_ROWS), random_state, strength=0.0)
         self.length = budget.step
         self._resting = Resting(len(train))
         self._probe = train.take(np.arange(min(_PROBE_ROWS, len(train))))
@@ -281,9 +282,9 @@ class StochasticRun:
 
         for _ in range(_RACE_ROUNDS):
             shorter, longer = self.length / _RACE_FACTOR, self.length * _RACE_FACTOR
-            if loss_at(shorter) < loss_at(self.length):
+            if loss_at(shorter) < _RACE_SHORTER * loss_at(self.length):
                 self.length = shorter
-            elif loss_at(longer) < _RACE_GAIN * loss_at(self.length):
+            elif loss_at(longer) < _RACE_LONGER * loss_at(self.length):
                 self.length = longer
             else:
                 break

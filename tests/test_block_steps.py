@@ -28,7 +28,7 @@ def data(rng, n=32):
 
 
 def silent(random_state=None):
-    return Noise(0.0, 0.0, 32, random_state or np.random.RandomState(0))
+    return Noise(0.0, 0.0, 0.0, 32, random_state or np.random.RandomState(0))
 
 
 def gradients(trainer, Z, target):
@@ -167,7 +167,7 @@ def test_a_row_rests_for_one_pass_after_a_visit_without_residual(visits):
 
 
 def test_noise_keeps_the_mean_and_its_strength_switches_it_off():
-    noise = Noise(0.25, 0.5, 400, np.random.RandomState(0))
+    noise = Noise(0.25, 0.5, 0.0, 400, np.random.RandomState(0))
     V = np.ones((400, 50), dtype=np.float32)
     kept = noise.kept(V)
     assert kept is not None
@@ -176,6 +176,8 @@ def test_noise_keeps_the_mean_and_its_strength_switches_it_off():
     noise.strength = 0.0
     assert noise.kept(V) is None
     assert noise.jitter(V) is V
+    noise.floor = 0.5
+    assert (noise.jitter(V) - V).std() == pytest.approx(0.25, abs=0.01)
 
 
 def trained(rng_seed, step, max_iter=6, **changes):
@@ -184,7 +186,7 @@ def trained(rng_seed, step, max_iter=6, **changes):
     codes = np.argmax(Z[:, :3] ** 2 + Z[:, 3:], axis=1)
     target = np.eye(3, dtype=np.float32)[codes]
     trainer = BlockTrainer(linear_maps(network(rng, (6, 30, 3))), CrossEntropy(), 0.2, np.float32)
-    budget = Budget(step, 20, max_iter, 0.1, 0.1)
+    budget = Budget(step, 20, max_iter, 0.1, 0.1, 0.0)
     recorder = Recorder("run")
     run = StochasticRun(
         trainer,
