@@ -67,6 +67,18 @@ def images() -> str:
     return "; ".join(parts)
 
 
+def convolutions() -> str:
+    points = load("fenchel_depth")["results"]["LeNet-5"]
+    best = {
+        side: max(
+            (median_iqr(p["accuracy"])[0], median_iqr(p["cpu"])[0]) for p in points if p["method"] == side
+        )
+        for side in ("fenchel", "adam")
+    }
+    (ours, seconds), (theirs, time) = best["fenchel"], best["adam"]
+    return f"LeNet-5 on MNIST: {100 * ours:.2f} % in {seconds:.0f} s, Adam {100 * theirs:.2f} % in {time:.0f} s"
+
+
 def few_rows() -> str:
     rows = load("fenchel_monotone")["table"][1]["rows"]
     leads = ", ".join(f"{name} {lead:+.1f}" for name, _, _, _, lead in rows)
@@ -120,11 +132,11 @@ def refine() -> str:
     parts = []
     for found in load("refine_start")["results"]:
         ours = 100 * median_iqr(found["accuracy"]["refine"])[0]
-        adam = 100 * median_iqr(found["adam"]["accuracy"])[0]
+        plain, noisy = (100 * median_iqr(found[key]["accuracy"])[0] for key in ("adam", "adam with noise"))
         seconds = sum(median_iqr(values)[0] for values in found["cpu"].values())
         parts.append(
-            f"{found['data']}, {found['recipe']}: {ours:.2f} % in {seconds:.1f} s, "
-            f"Adam on the same map {adam:.2f} % in {median_iqr(found['adam']['cpu'])[0]:.1f} s"
+            f"{found['data']}, {found['recipe']}: {ours:.2f} % in {seconds:.1f} s, Adam on the same map "
+            f"{plain:.2f} % in {median_iqr(found['adam']['cpu'])[0]:.1f} s, {noisy:.2f} % with input noise"
         )
     return "; ".join(parts)
 
@@ -155,6 +167,7 @@ ROWS = (
     ("a quick, good network with nothing to tune", "`manifold`", quick_start),
     ("the last points of accuracy without tuning", "`fenchel`", accuracy),
     ("images, and few passes over them", "`fenchel`", images),
+    ("a small convolutional network", "`fenchel` from `init=`", convolutions),
     ("few rows", "`fenchel`, by itself monotone below 500 rows", few_rows),
     ("a file that must be small: 2 bits a weight", "`ternary`", small),
     ("a table, and the wish to read the model", "`spline`", spline),
