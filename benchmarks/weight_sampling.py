@@ -117,10 +117,13 @@ def centroid(case: Case) -> float:
 
 
 def combine_along(case: Case, found: Run, seeds: Sequence[int]) -> np.ndarray:
-    """Validation losses (members, checkpoints) of combinations formed twice an epoch."""
+    """Validation losses (members, checkpoints) of combinations formed at the end of epochs.
+
+    Of every second epoch.
+    """
     rows, lenet = rows_of(case), case.model == "lenet"
     X, y = (part[: 400 if lenet else None] for part in rows.parts["held_out"])
-    stride = PERIODS // 2
+    stride = 2 * PERIODS
     out = np.full((len(seeds), len(found.means)), np.nan)
     for index in range(len(seeds)):
         model, pick = found.model.member(index)
@@ -455,7 +458,7 @@ RATIO_NOTES = [
     "over the steps that the plain optimiser itself needs for it: geometric mean over 10 paired seeds. A "
     "mark (n) counts seeds that never reach it, taken at the whole budget.",
     "best: the option of the sampler with the least ratio; controls to its right. Combined weights were "
-    "formed twice an epoch only, so that their steps are upper bounds.",
+    "formed after every second epoch only, so that their steps are upper bounds.",
 ]
 FINAL_NOTES = ["Mean over 10 paired seeds after the last step; labels of these rows carry no noise."]
 VOLATILE_NOTES = [
