@@ -76,7 +76,9 @@ def convolutions() -> str:
         for side in ("fenchel", "adam")
     }
     (ours, seconds), (theirs, time) = best["fenchel"], best["adam"]
-    return f"LeNet-5 on MNIST: {100 * ours:.2f} % in {seconds:.0f} s, Adam {100 * theirs:.2f} % in {time:.0f} s"
+    return (
+        f"LeNet-5 on MNIST: {100 * ours:.2f} % in {seconds:.0f} s, Adam {100 * theirs:.2f} % in {time:.0f} s"
+    )
 
 
 def few_rows() -> str:

@@ -248,7 +248,11 @@ class BlockTrainer:
             shapes = [(found.size, *shape[1:]) for shape in shapes]
         if self._steps % _FACTOR_EVERY == 0 and found.size:
             self._refresh_factors(target, slopes, active.size / size)
-        self._backward(signal, inputs, shapes, slopes, size)
+        if found.size:
+            self._backward(signal, inputs, shapes, slopes, size)
+        else:
+            for gradient in self._gradients:
+                gradient[...] = 0.0
         self._steps += 1
         for layer in range(len(self.maps)):
             self._move(layer, length)
@@ -292,8 +296,6 @@ class BlockTrainer:
         for layer in range(len(self.maps) - 1, -1, -1):
             gradient = self._gradients[layer]
             gradient[:-1], gradient[-1] = self.maps[layer].gradient(inputs[layer], signal)
-            if self.alpha:
-                gradient[:-1] += gradient.dtype.type(self.alpha) * self.weights[layer]
             if layer == 0:
                 break
             g = self.maps[layer].input_gradient(signal, self.weights[layer])
@@ -331,6 +333,8 @@ class BlockTrainer:
     def _move(self, layer: int, length: float) -> None:
         """W-step: every neuron moves by ``length`` relative to its mean squared gradient, with momentum."""
         gradient, momentum = self._gradients[layer], self._momenta[layer]
+        if self.alpha:
+            gradient[:-1] += gradient.dtype.type(self.alpha) * self.weights[layer]
         square = np.einsum("ij,ij->j", gradient, gradient).astype(np.float64)
         mean = self._squares[layer]
         mean += (square - mean) / self._steps

@@ -147,7 +147,7 @@ def channels_last(X: Array, input_shape: tuple[int, ...]) -> Array:
 
 def _flatten(V: Array) -> Array:
     """Channels-first order, as :class:`~liftopt.layers.Flatten` has it."""
-    return (V.transpose(0, 3, 1, 2) if V.ndim == 4 else V).reshape(V.shape[0], -1)
+    return (V.transpose(0, 3, 1, 2) if V.ndim == 4 else V).reshape(V.shape[0], math.prod(V.shape[1:]))
 
 
 def _unflatten(G: Array, shape: tuple[int, ...]) -> Array:

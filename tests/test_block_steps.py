@@ -123,6 +123,13 @@ def test_steps_do_not_depend_on_the_scale_of_the_loss_weights(rng):
     np.testing.assert_allclose(moved[0], moved[1], rtol=1e-9)
 
 
+def test_ridge_pulls_where_no_row_has_a_residual(rng):
+    trainer = BlockTrainer(linear_maps(network(rng)), SquaredHinge(), 0.3, np.float64, alpha=0.1)
+    before = np.linalg.norm(trainer.weights[0])
+    trainer.step(np.empty((0, 6)), np.empty((0, 3)), None, 0.1, silent(), 40)
+    assert np.linalg.norm(trainer.weights[0]) < before
+
+
 @pytest.mark.parametrize("convolutional", [False, True])
 def test_rows_without_a_residual_can_be_left_out(convolutional, rng):
     net = convolutional_network(rng) if convolutional else network(rng, sizes=(64, 8, 7, 3))
@@ -145,10 +152,13 @@ def test_rows_without_a_residual_can_be_left_out(convolutional, rng):
         np.testing.assert_allclose(one, other, atol=1e-12)
 
 
-def test_empty_batch_leaves_a_network_at_rest(rng):
-    trainer = BlockTrainer(linear_maps(network(rng)), SquaredHinge(), 0.3, np.float64)
+@pytest.mark.parametrize("convolutional", [False, True])
+def test_empty_batch_leaves_a_network_at_rest(convolutional, rng):
+    net = convolutional_network(rng) if convolutional else network(rng)
+    trainer = BlockTrainer(linear_maps(net), SquaredHinge(), 0.3, np.float64)
     before = trainer.state()[:-1]
-    active = trainer.step(np.empty((0, 6)), np.empty((0, 3)), None, 0.1, silent(), 40)
+    nothing = channels_last(np.empty((0, int(np.prod(net.input_shape)))), net.input_shape)
+    active = trainer.step(nothing, np.empty((0, 3)), None, 0.1, silent(), 40)
     assert active.size == 0
     for old, new in zip(before, trainer.state()[:-1], strict=True):
         np.testing.assert_array_equal(new, old)
