@@ -115,8 +115,8 @@ def main() -> None:
         "columns": ["network", "method", "passes", "test accuracy, median (%)", "worst seed (%)", "CPU s"],
         "rows": rows,
         "notes": [
-            "Adam on the same input map (LeNet-5: raw pixels); peak rate chosen for every budget on held-out rows, "
-            "by the worse of two seeds.",
+            "Adam on the same input map (LeNet-5: raw pixels); peak rate chosen for every budget on held-out "
+            "rows, by the worse of two seeds.",
             *(
                 f"{kind}, CPU seconds to {100 * TARGETS[kind]:g} %: "
                 + ", ".join(reached(points, method, TARGETS[kind]) for method in ("fenchel", "adam"))
