@@ -30,7 +30,7 @@ Array = npt.NDArray[Any]
 _RACE_BATCHES, _RACE_ROWS = 32, 128
 _RACE_ROUNDS = 5
 _RACE_FACTOR = 4.0
-_RACE_SHORTER, _RACE_LONGER = 0.75, 0.5  # relative loss that makes the step move: short runs say little
+_RACE_GAIN = 0.5  # relative loss that makes the step move: short runs say little about long ones
 _PROBE_ROWS = 2000
 _NOISE_UP, _NOISE_DOWN = 0.25, 0.05  # changes of the noise level after a pass
 _RISE, _REST = 0.1, 0.3  # ends of the step's rise and of its rest, as shares of the run
@@ -282,9 +282,9 @@ class StochasticRun:
 
         for _ in range(_RACE_ROUNDS):
             shorter, longer = self.length / _RACE_FACTOR, self.length * _RACE_FACTOR
-            if loss_at(shorter) < _RACE_SHORTER * loss_at(self.length):
+            if loss_at(shorter) < _RACE_GAIN * loss_at(self.length):
                 self.length = shorter
-            elif loss_at(longer) < _RACE_LONGER * loss_at(self.length):
+            elif loss_at(longer) < _RACE_GAIN * loss_at(self.length):
                 self.length = longer
             else:
                 break
