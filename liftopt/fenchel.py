@@ -54,7 +54,7 @@ class FenchelClassifier(LiftedTraining, NetworkClassifier):
         ``"monotone"`` lowers the relaxed objective at every step, over all rows; ``"stochastic"`` takes
         mini-batches and makes no such promise. ``"auto"`` is monotone below 500 rows.
     max_iter : int or None
-        Passes over the data, or sweeps over the blocks in monotone mode. None: as many passes as make 3,000
+        Passes over the data, or sweeps over the blocks in monotone mode. None: as many passes as make 2,000
         block steps (12 to 100), or 50 sweeps for every ridge.
     alpha : float or "auto"
         Ridge ``alpha/2 sum |W|^2`` beside the mean loss, on the mapped inputs; ``"auto"`` is 0 in stochastic
