@@ -1,6 +1,6 @@
 #!/bin/sh
 # A virtual environment apart from ours with the peers of the benchmarks: comparison packages may change the
-# versions of ours. The scripts find it by themselves, or by PEERS_PYTHON; box_qp.py is run with its interpreter.
+# versions of ours. The scripts find it by themselves, or by PEERS_PYTHON; run.py runs box_qp.py with its interpreter.
 # R earth is found on the PATH (Rscript with the earth package). What cannot be installed is left out, and
 # the records then say so.
 set -eu

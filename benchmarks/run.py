@@ -16,8 +16,11 @@ import sys
 import time
 from pathlib import Path
 
+from common import peers_python
+
 FOLDER = Path(__file__).resolve().parent
 PAGES = ("tables", "figures", "losses", "choosing")
+BESIDE_PEERS = {"box_qp"}  # scripts that import peers themselves
 NOT_BENCHMARKS = {
     *PAGES,
     "common",
@@ -63,7 +66,8 @@ def main() -> int:
             continue
         print(f"== {script.stem}", flush=True)
         start, cpu = time.perf_counter(), cpu_of_children()
-        command = [sys.executable, str(script), *(["--quick"] if arguments.quick else [])]
+        python = peers_python() if script.stem in BESIDE_PEERS else None
+        command = [python or sys.executable, str(script), *(["--quick"] if arguments.quick else [])]
         code = subprocess.run(command, check=False).returncode
         outcome.append((script.stem, code, time.perf_counter() - start, cpu_of_children() - cpu))
     if not arguments.quick:
