@@ -3,7 +3,7 @@
 Nothing here is tuned per data set. The step length is checked by a short race, its schedule is fixed (rise,
 rest, linear fall to zero), noise enters as the held-out loss rises, the best weights on held-out rows are
 kept, and from those a few last passes go over all rows, the held-out ones included. Rows beyond the margin
-of a hinge leave all blocks alone; they rest for some passes and cost nothing meanwhile (the shrinking of
+of a hinge leave all blocks alone; they rest in the next pass and cost nothing meanwhile (the shrinking of
 support vector machines: Joachims, "Making large-scale SVM learning practical", 1999).
 """
 

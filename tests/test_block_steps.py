@@ -140,7 +140,6 @@ def test_rows_without_a_residual_can_be_left_out(convolutional, rng):
         trainer = BlockTrainer(linear_maps(net), SquaredHinge(), 0.3, np.float64)
         trainer.biases[-1][...] = 0.0
         trainer.weights[-1][...] *= 40.0  # large margins, right or wrong
-        kept = np.arange(40)
         for _ in range(3):
             residual = np.any(SquaredHinge().residual(trainer.scores(Z), target), axis=1)
             assert 0 < residual.sum() < 40
