@@ -19,6 +19,9 @@ abstract; the construction here is our own).
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -27,15 +30,34 @@ from sklearn.model_selection import check_cv
 from sklearn.utils import check_random_state
 
 from liftopt.base import NetworkClassifier, NetworkRegressor, TrainingData, holdout_split
-from liftopt.heads import class_indicators, repetitions, softmax_head
-from liftopt.solvers.hinge import Interaction, select_hinges
+from liftopt.heads import repetitions, softmax_head
+from liftopt.recording import Recorder, run_interruptible
+from liftopt.solvers.hinge import hinge_search
+from liftopt.solvers.hinge_basis import HingeBasis
+from liftopt.solvers.hinge_grid import choose_hinge_knots
+from liftopt.solvers.hinge_passes import PassSearch, pass_search
+from liftopt.solvers.hinge_rows import RowSearch
+from liftopt.solvers.hinge_search import Interaction
 from liftopt.solvers.knots import refine_knots
-from liftopt.solvers.pruning import PruningPath, prune_terms
-from liftopt.solvers.result import Result
+from liftopt.solvers.pruning import PruningPath
+from liftopt.solvers.result import Callback, Record, Result
+from liftopt.solvers.row_sums import gram_sums, target_sums
 from liftopt.solvers.validation import as_count, as_scalar
-from liftopt.spline_model import Spline
+from liftopt.spline_model import Spline, errors_by_size, path_of
 from liftopt.spline_refine import refine_network
 from liftopt.spline_report import SplineReport
+from liftopt.spline_stream import (
+    Frame,
+    Passes,
+    SumRows,
+    fold_errors,
+    frame_of,
+    make_frame,
+    refined_by_sample,
+    refit_softmax,
+    survey,
+)
+from liftopt.streams import Stream, as_stream
 
 Array = npt.NDArray[Any]
 Pruning = Literal["gcv", "cv", "none"]
@@ -43,10 +65,16 @@ Pruning = Literal["gcv", "cv", "none"]
 _DEFAULT_TERMS = (121, 241)
 _HEADS = {"regression": "identity", "classification": "softmax"}
 _HELD_OUT = 0.1  # share of the rows that judges gradient epochs
+_PRODUCTS_SHARE = 4  # of a stream's memory limit: inner products with the candidates
 
 
 class _SplineEstimator(SplineReport):
     """Selection and pruning, shared by regressor and classifier."""
+
+    _check_training_data: Callable[..., TrainingData]
+    _training_data: Callable[..., TrainingData]
+    _classes_of: Callable[[Array], Array]
+    _set_features: Callable[[Stream], None]
 
     def __init__(
         self,
@@ -64,6 +92,9 @@ class _SplineEstimator(SplineReport):
         refine: bool | int = False,
         n_jobs: int = 1,
         random_state: Any = None,
+        checkpoint: str | os.PathLike[str] | None = None,
+        callback: Callback | None = None,
+        verbose: bool = False,
     ) -> None:
         self.max_terms = max_terms
         self.max_degree = max_degree
@@ -78,110 +109,196 @@ class _SplineEstimator(SplineReport):
         self.refine = refine
         self.n_jobs = n_jobs
         self.random_state = random_state
+        self.checkpoint = checkpoint
+        self.callback = callback
+        self.verbose = verbose
 
-    def _select(self, data: TrainingData, target: Array) -> Spline:
-        """Fit the pruned spline of ``target`` (n, outputs), whose columns are scaled alike."""
+    def _fit_any(self, X: Any, y: Any, sample_weight: Any) -> None:
+        """Train on arrays, on a stream that fits in memory, or else by passes over its chunks."""
         if self.pruning not in ("gcv", "cv", "none"):
             raise ValueError(f"pruning must be 'gcv', 'cv' or 'none', got {self.pruning!r}")
-        X = np.asarray(data.X, dtype=np.float64)
-        omega = repetitions(data.weight)
-        self.result_ = self._forward(X, target, omega)
-        path = _path(self.result_)
-        n = float(X.shape[0] if omega is None else omega.sum())
-        penalty = as_scalar("penalty", self.penalty, low=0.0)
-        size = path.rss.size
-        if self.pruning == "gcv":
-            size = int(np.argmin(path.gcv(n, penalty))) + 1
-        elif self.pruning == "cv":
-            size = min(size, self._size_by_cv(data, target, omega))
-        basis = self.result_.x
-        if self.refine is True:
-            basis = basis.subset(path.subset(size))
-            margin = max(1, min(10, X.shape[0] // 20))
-            refined = refine_knots(basis, X, target, sample_weight=omega, margin=margin)
-            basis, path = refined.x, _path(refined)
-            size = len(basis)
-        keep = path.subset(size)
-        coefficients, factor = path.fit(keep)
-        return Spline(basis.subset(keep), coefficients, factor, path, basis, n, penalty)
+        rows = as_stream(X, y, sample_weight)
+        self.__dict__.pop("network_", None)
+        if rows is None or rows.fits_in_memory:
+            self._fit_arrays(self._check_training_data(X, y, sample_weight))
+        else:
+            self._fit_stream(rows)
 
-    def _fit_network(self, data: TrainingData) -> None:
+    def _fit_arrays(self, data: TrainingData) -> None:
         """Set ``spline_`` and ``network_``; refine the network by gradient epochs where asked."""
         epochs = 0 if isinstance(self.refine, bool) else as_count("refine", self.refine)
-        self.__dict__.pop("network_", None)
+        recorder = Recorder.of(self, data.X, data.target, data.weight)
         if not epochs:
-            self.spline_ = self._fit_spline(data)
-            if self.spline_.basis.is_piecewise_linear:
-                self.network_ = self.spline_.to_network(_HEADS[data.task], dtype=data.X.dtype)
-            return
-        random_state = check_random_state(self.random_state)
-        train, held = holdout_split(data, _HELD_OUT, random_state)
-        if not held.size:
-            raise ValueError(
-                "refine by epochs holds rows out to choose the best one: it needs 100 rows or more"
+            self._set_spline(self._fit_spline(data, recorder), data)
+        else:
+            random_state = check_random_state(self.random_state)
+            train, held = holdout_split(data, _HELD_OUT, random_state)
+            if not held.size:
+                raise ValueError(
+                    "refine by epochs holds rows out to choose the best one: it needs 100 rows or more"
+                )
+            train_data, held_data = data.rows(train), data.rows(held)
+            self.spline_ = self._fit_spline(train_data, recorder)
+            start = self.spline_.to_network(_HEADS[data.task], dtype=data.X.dtype)
+            self.network_, self.refinement_ = refine_network(
+                start, train_data, held_data, epochs=epochs, random_state=random_state
             )
-        train_data, held_data = data.rows(train), data.rows(held)
-        self.spline_ = self._fit_spline(train_data)
-        start = self.spline_.to_network(_HEADS[data.task], dtype=data.X.dtype)
-        self.network_, self.refinement_ = refine_network(
-            start, train_data, held_data, epochs=epochs, random_state=random_state
-        )
+        recorder.close()
 
-    def _fit_spline(self, data: TrainingData) -> Spline:
+    def _fit_spline(self, data: TrainingData, recorder: Recorder) -> Spline:
         """Spline of checked data."""
+        if data.weight is not None:
+            data = data.rows(np.flatnonzero(data.weight))
+        frame, omega = frame_of(data), repetitions(data.weight)
+        X, target = np.asarray(data.X, dtype=np.float64), frame.scaled(data.target)
+        n = float(X.shape[0] if omega is None else omega.sum())
+        self.result_ = _run(self._search(X, target, omega, recorder), recorder)
+        path = path_of(self.result_)
+        size = self._size(path, n, lambda: self._fold_errors(data, X, target, omega), recorder)
+        basis = self.result_.x
+        if self.refine is True and not recorder.interrupted:
+            kept = basis.subset(path.subset(size))
+            refined = refine_knots(kept, X, target, sample_weight=omega, margin=_margin(X.shape[0]))
+            basis, path, size = refined.x, path_of(refined), len(kept)
+        return self._with_head(self._spline(basis, path, size, n), frame, data)
+
+    def _fit_stream(self, rows: Stream) -> None:
+        """Train by passes over the chunks of a stream and set the fitted attributes."""
+        if not isinstance(self.refine, bool):
+            rows.load_for(f"{type(self).__name__} with refine={self.refine}")
+        rows.require_target(f"{type(self).__name__}.fit")
+        recorder = Recorder.of(self, *rows.identity())
+        classify = isinstance(self, NetworkClassifier)
+        found = survey(rows, classify=classify, random_state=recorder.random_state())
+        if classify:
+            self.classes_ = self._classes_of(found.labels)
+        data, frame, passes = self._training_data(*found.rows), make_frame(found), Passes(rows, recorder)
+        n, sum_rows = found.weight * frame.unit, passes.over(frame)
+        knots = choose_hinge_knots(
+            data.X,
+            sample_weight=repetitions(data.weight),
+            total=n,
+            limits=(found.low, found.high),
+            **self._knot_settings(),
+        )
+        plan = {**self._plan(rows.n_features, n), "memory": rows.memory_limit / _PRODUCTS_SHARE}
+
+        def search(sum_rows: SumRows, callback: Callback | None = None) -> PassSearch:
+            return pass_search(sum_rows, knots, callback=callback, **plan)
+
+        self.result_ = _run(search(sum_rows, passes.record), recorder)
+        path = path_of(self.result_)
+        size = self._size(path, n, lambda: fold_errors(search, passes, frame, rows, self.cv), recorder)
+        basis = self.result_.x
+        if self.refine and not recorder.interrupted:
+            sample = data.X, frame.scaled(data.target), data.weight
+            kept = basis.subset(path.subset(size))
+            basis, path = refined_by_sample(kept, sample, sum_rows, _margin(data.X.shape[0]))
+            size = len(basis)
+        spline = self._spline(basis, path, size, n)
+        self._set_spline(self._with_head(spline, frame, data, passes, recorder), data)
+        self._set_features(rows)
+        recorder.close()
+
+    def _set_spline(self, spline: Spline, data: TrainingData) -> None:
+        """Set the fitted spline, and the network that equals it where there is one."""
+        self.spline_ = spline
+        if spline.basis.is_piecewise_linear:
+            self.network_ = spline.to_network(_HEADS[data.task], dtype=data.X.dtype)
+
+    def _with_head(
+        self,
+        spline: Spline,
+        frame: Frame,
+        data: TrainingData,
+        passes: Passes | None = None,
+        recorder: Recorder | None = None,
+    ) -> Spline:
+        """The spline of scaled targets in the units of scores; ``data`` are all rows, or a sample of them."""
         raise NotImplementedError
 
-    def _forward(self, X: Array, target: Array, omega: Array | None) -> Result:
+    def _knot_settings(self) -> dict[str, Any]:
+        return {"max_knots": self.max_knots, "minspan": self.minspan, "endspan": self.endspan}
+
+    def _plan(self, n_features: int, n: float) -> dict[str, Any]:
+        """Settings of a search among ``n_features`` over rows of total weight ``n``."""
         least, most = _DEFAULT_TERMS
-        max_terms = min(max(least, 2 * X.shape[1] + 1), most) if self.max_terms is None else self.max_terms
-        total = X.shape[0] if omega is None else omega.sum()
-        max_terms = min(as_count("max_terms", max_terms), 1 + int(total) // 4)
-        return select_hinges(
+        max_terms = min(max(least, 2 * n_features + 1), most) if self.max_terms is None else self.max_terms
+        return {
+            "max_terms": min(as_count("max_terms", max_terms), 1 + int(n) // 4),
+            "max_degree": self.max_degree,
+            "interaction": self.interaction,
+            "tol": self.tol,
+        }
+
+    def _search(
+        self, X: Array, target: Array, omega: Array | None, recorder: Recorder | None = None
+    ) -> RowSearch:
+        """Forward pass over rows in memory."""
+        n = float(X.shape[0] if omega is None else omega.sum())
+        return hinge_search(
             X,
             target,
             sample_weight=omega,
-            max_terms=max_terms,
-            max_degree=self.max_degree,
-            interaction=self.interaction,
-            max_knots=self.max_knots,
-            minspan=self.minspan,
-            endspan=self.endspan,
-            tol=self.tol,
             n_jobs=self.n_jobs,
+            callback=None if recorder is None else partial(_record, recorder),
+            **self._knot_settings(),
+            **self._plan(X.shape[1], n),
         )
 
-    def _size_by_cv(self, data: TrainingData, target: Array, omega: Array | None) -> int:
-        """Size with the least squared error out of fold; every fold selects and prunes its own terms."""
+    def _size(
+        self, path: PruningPath, n: float, errors: Callable[[], list[Array]], recorder: Recorder
+    ) -> int:
+        """Size of the model; ``errors`` are the squared errors out of fold by size, fold by fold."""
+        penalty = as_scalar("penalty", self.penalty, low=0.0)
+        if self.pruning == "none":
+            return path.rss.size
+        if self.pruning == "gcv" or recorder.interrupted:
+            return int(np.argmin(path.gcv(n, penalty))) + 1
+        found = errors()
+        common = min(path.rss.size, *(len(error) for error in found))
+        return int(np.argmin(np.sum([error[:common] for error in found], axis=0))) + 1
+
+    def _fold_errors(self, data: TrainingData, X: Array, target: Array, omega: Array | None) -> list[Array]:
+        """Squared errors out of fold; every fold selects and prunes its own terms."""
         folds = check_cv(self.cv, data.codes, classifier=data.codes is not None)
         if isinstance(self.cv, int):
-            kind = type(folds)
-            folds = kind(self.cv, shuffle=True, random_state=self.random_state)
-        X = np.asarray(data.X, dtype=np.float64)
+            folds = type(folds)(self.cv, shuffle=True, random_state=self.random_state)
         errors = []
         for train, test in folds.split(X, data.codes):
-            weight = None if omega is None else omega[train]
-            result = self._forward(X[train], target[train], weight)
-            path = _path(result)
-            design = result.x(X[test])
-            held = None if omega is None else omega[test]
-            errors.append([_error(path, m, design, target[test], held) for m in range(1, path.rss.size + 1)])
-        common = min(len(error) for error in errors)
-        return int(np.argmin(np.sum([error[:common] for error in errors], axis=0))) + 1
+            search = self._search(X[train], target[train], None if omega is None else omega[train])
+            search.run()
+            result = search.result()
+            held = X[test], target[test], None if omega is None else omega[test]
+            (gram, cross), (_, _, squares) = gram_sums(result.x, *held), target_sums(*held)
+            errors.append(errors_by_size(path_of(result), gram, cross, squares))
+        return errors
+
+    def _spline(self, basis: HingeBasis, path: PruningPath, size: int, n: float) -> Spline:
+        keep = path.subset(size)
+        coefficients, factor = path.fit(keep)
+        return Spline(basis.subset(keep), coefficients, factor, path, basis, n, float(self.penalty))
 
     def _scores(self, rows: Array) -> Array:
         """Outputs of the network, or of the spline where no network equals it."""
         return self.network_.scores(rows) if hasattr(self, "network_") else self.spline_(rows)
 
 
-def _path(result: Result) -> PruningPath:
-    return prune_terms(result.info["factor"], result.info["projections"], result.objective)
+def _run(search: RowSearch | PassSearch, recorder: Recorder) -> Result:
+    """Result of a forward pass, which Ctrl-C may end."""
+    run_interruptible(search.run, "the forward pass", recorder)
+    if not search.terms:
+        raise KeyboardInterrupt
+    return search.result()
 
 
-def _error(path: PruningPath, size: int, design: Array, target: Array, weight: Array | None) -> float:
-    keep = path.subset(size)
-    coefficients, _ = path.fit(keep)
-    squares = ((target - design[:, keep] @ coefficients) ** 2).sum(axis=1)
-    return float(np.average(squares, weights=weight) * len(squares))
+def _record(recorder: Recorder, step: Record) -> bool:
+    return recorder.add(n_terms=step["n_terms"], rss=step["rss"])
+
+
+def _margin(n_rows: int) -> int:
+    """Rows beyond a knot that moves."""
+    return max(1, min(10, n_rows // 20))
 
 
 class SplineRegressor(_SplineEstimator, NetworkRegressor):
@@ -218,7 +335,15 @@ class SplineRegressor(_SplineEstimator, NetworkRegressor):
     n_jobs : int
         Threads.
     random_state : int, RandomState or None
-        For the folds of ``pruning="cv"`` and the rows held out by ``refine``.
+        For the folds of ``pruning="cv"``, the rows held out by ``refine``, and the sample of a stream.
+    checkpoint : path-like, optional
+        File that keeps the passes of a fit to a stream beyond memory (other fits keep none); a fit that finds
+        its own there goes on from it, bit by bit as if it had never stopped. Deleted when the fit ends,
+        unless that was by Ctrl-C.
+    callback : callable, optional
+        Called with the record of each step of the forward pass; a true return value ends it.
+    verbose : bool
+        Log each step at INFO level.
 
     Attributes
     ----------
@@ -230,6 +355,8 @@ class SplineRegressor(_SplineEstimator, NetworkRegressor):
         minimum is a linear term, continued as a straight line.
     result_ : Result
         Outcome of the forward pass: trace, reason for stopping.
+    history_ : list of dict
+        One record a step of the forward pass: ``iteration``, ``time``, ``cpu``, ``n_terms``, ``rss``.
 
     Notes
     -----
@@ -253,16 +380,12 @@ class SplineRegressor(_SplineEstimator, NetworkRegressor):
     """
 
     def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> SplineRegressor:
-        """Fit to ``X`` (n, d) and ``y`` (n,) or (n, outputs)."""
-        self._fit_network(self._check_training_data(X, y, sample_weight))
+        """Fit to ``X`` (n, d) and ``y`` (n,) or (n, outputs), or to a stream."""
+        self._fit_any(X, y, sample_weight)
         return self
 
-    def _fit_spline(self, data: TrainingData) -> Spline:
-        target = data.target.astype(np.float64)
-        centre = np.average(target, axis=0, weights=data.weight)
-        spread = np.sqrt(np.average((target - centre) ** 2, axis=0, weights=data.weight))
-        spread[spread <= 1e-14 * np.abs(centre)] = 1.0
-        return self._select(data, (target - centre) / spread).rescaled(spread, centre)
+    def _with_head(self, spline: Spline, frame: Frame, data: TrainingData, *streamed: Any) -> Spline:
+        return spline.rescaled(frame.spread, frame.centre)
 
 
 class SplineClassifier(_SplineEstimator, NetworkClassifier):
@@ -280,7 +403,7 @@ class SplineClassifier(_SplineEstimator, NetworkClassifier):
         Largest number of variables in a term; interactions help classes less often than they cost time.
     max_terms, interaction, max_knots, minspan, endspan, tol
         As for :class:`SplineRegressor`.
-    pruning, penalty, cv, refine, n_jobs, random_state
+    pruning, penalty, cv, refine, n_jobs, random_state, checkpoint, callback, verbose
         As for :class:`SplineRegressor`.
 
     Attributes
@@ -293,6 +416,8 @@ class SplineClassifier(_SplineEstimator, NetworkClassifier):
         Class labels.
     result_ : Result
         Outcome of the forward pass.
+    history_ : list of dict
+        As for :class:`SplineRegressor`.
     """
 
     def __init__(
@@ -312,6 +437,9 @@ class SplineClassifier(_SplineEstimator, NetworkClassifier):
         refine: bool | int = False,
         n_jobs: int = 1,
         random_state: Any = None,
+        checkpoint: str | os.PathLike[str] | None = None,
+        callback: Callback | None = None,
+        verbose: bool = False,
     ) -> None:
         super().__init__(
             max_terms=max_terms,
@@ -327,16 +455,29 @@ class SplineClassifier(_SplineEstimator, NetworkClassifier):
             refine=refine,
             n_jobs=n_jobs,
             random_state=random_state,
+            checkpoint=checkpoint,
+            callback=callback,
+            verbose=verbose,
         )
         self.alpha = alpha
 
     def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> SplineClassifier:
-        """Fit to ``X`` (n, d) and labels ``y`` (n,)."""
-        self._fit_network(self._check_training_data(X, y, sample_weight))
+        """Fit to ``X`` (n, d) and labels ``y`` (n,), or to a stream."""
+        as_scalar("alpha", self.alpha, low=0.0, strict=True)
+        self._fit_any(X, y, sample_weight)
         return self
 
-    def _fit_spline(self, data: TrainingData) -> Spline:
-        as_scalar("alpha", self.alpha, low=0.0, strict=True)
-        spline = self._select(data, class_indicators(data))
+    def _with_head(
+        self,
+        spline: Spline,
+        frame: Frame,
+        data: TrainingData,
+        passes: Passes | None = None,
+        recorder: Recorder | None = None,
+    ) -> Spline:
         head = softmax_head(spline.basis(data.X)[:, 1:], data, self.alpha)
-        return spline.with_coefficients(np.vstack([head.intercept, head.weight]))
+        coefficients = np.vstack([head.intercept, head.weight])
+        if passes is not None and recorder is not None and not recorder.interrupted:
+            refit = partial(refit_softmax, spline, coefficients, self.alpha, frame, passes)
+            run_interruptible(refit, "the softmax regression", recorder)
+        return spline.with_coefficients(coefficients)

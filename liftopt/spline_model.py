@@ -13,7 +13,8 @@ from scipy.linalg import solve_triangular
 
 from liftopt.network import Network
 from liftopt.solvers.hinge_basis import HingeBasis
-from liftopt.solvers.pruning import PruningPath, gcv
+from liftopt.solvers.pruning import PruningPath, gcv, prune_terms
+from liftopt.solvers.result import Result
 from liftopt.spline_network import spline_network
 
 Array = npt.NDArray[Any]
@@ -113,3 +114,23 @@ class Spline:
         explained = np.sum((self.path.factor[:, left] @ coefficients) ** 2)
         rss = self.path.rss[-1] + np.sum(self.path.projections**2) - explained
         return float(gcv(rss, left.size, self.n_samples, self.penalty))
+
+
+def path_of(result: Result) -> PruningPath:
+    """Pruning path of a forward pass."""
+    return prune_terms(result.info["factor"], result.info["projections"], result.objective)
+
+
+def errors_by_size(path: PruningPath, gram: Array, cross: Array, squares: Array) -> Array:
+    """Squared errors (M,) of the models on a ``path``, by size, on other rows.
+
+    ``gram`` (M, M), ``cross`` (M, R) and ``squares`` (R,) are their sums of products of terms with each other
+    and with the targets, and of squared targets.
+    """
+    errors = []
+    for size in range(1, path.rss.size + 1):
+        keep = path.subset(size)
+        c, _ = path.fit(keep)
+        explained = 2 * cross[keep] - gram[np.ix_(keep, keep)] @ c
+        errors.append(squares.sum() - np.sum(c * explained))
+    return np.array(errors)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -110,6 +110,7 @@ class Stream:
         merge: Callable[[Value, Value], Value],
         *,
         checks_rows: bool = False,
+        chunks: Sequence[Chunk] | None = None,
     ) -> Value:
         """Values of ``task`` for every chunk, merged pairwise in a tree that the number of chunks fixes.
 
@@ -121,8 +122,11 @@ class Stream:
             Joins two values.
         checks_rows : bool
             Whether ``task`` itself refuses NaN, so that no pass of its own is spent on that.
+        chunks : sequence of Chunk, optional
+            Some of :attr:`chunks`, by default all.
         """
-        return self.executor.reduce(OnChunk(task, not checks_rows), merge, self.chunks, self._report)
+        chunks = self.chunks if chunks is None else chunks
+        return self.executor.reduce(OnChunk(task, not checks_rows), merge, chunks, self._report)
 
     def moments(self, *, dtype: npt.DTypeLike | None = None) -> Moments:
         """Sufficient statistics of least squares, for :func:`liftopt.solvers.solve_ridge_moments` and others.
@@ -150,10 +154,9 @@ class Stream:
                 f"{folds} folds need as many chunks, the stream has {len(self.chunks)}: lower memory_limit"
             )
         self.require_target("statistics of least squares")
-        task = OnChunk(partial(_moments_of, dtype), finite=False)
-        return [
-            self.executor.reduce(task, Moments.__add__, self.chunks[fold::folds]) for fold in range(folds)
-        ]
+        task = partial(_moments_of, dtype)
+        parts = [self.chunks[fold::folds] for fold in range(folds)]
+        return [self.reduce(task, Moments.__add__, checks_rows=True, chunks=part) for part in parts]
 
     def load(self) -> tuple[Array, Array | None, Array | None]:
         """All rows as arrays: features, targets, weights."""

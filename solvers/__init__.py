@@ -24,8 +24,10 @@ from .network_search import DiscreteNetwork, search_network
 from .pruning import PruningPath, prune_terms
 from .result import Measure, Result, Run, SolverError, Status, iterate
 from .ridge_path import RidgePath, ridge_path, ridge_path_moments, solve_ridge_folds, solve_ridge_path
+from .row_sums import add_row_sums
 from .simplex import solve_simplex_cross_entropy, solve_simplex_least_squares
 from .softmax import solve_softmax_regression
+from .softmax_passes import solve_softmax_passes
 from .softmax_search import DiscreteAffine, SoftmaxSearch, search_softmax
 from .stiefel import polar_factor, solve_procrustes, solve_stiefel_linear
 from .stiefel_quadratic import solve_stiefel_quadratic
@@ -43,15 +45,23 @@ from .value_sets import FiniteWeights, as_values, quantize
 
 if _TYPE_CHECKING:
     from .hinge import select_hinges
+    from .hinge_grid import HingeKnots, choose_hinge_knots
+    from .hinge_passes import select_hinges_passes
 
 # Solvers whose kernels numba compiles: imported on first use.
-_COMPILED = {"select_hinges": ".hinge"}
+_COMPILED = {
+    "HingeKnots": ".hinge_grid",
+    "choose_hinge_knots": ".hinge_grid",
+    "select_hinges": ".hinge",
+    "select_hinges_passes": ".hinge_passes",
+}
 
 __all__ = [
     "Above",
     "AffineMap",
     "Hinge",
     "HingeBasis",
+    "HingeKnots",
     "HingingHyperplanes",
     "Measure",
     "Moments",
@@ -64,6 +74,8 @@ __all__ = [
     "SpdFactor",
     "Status",
     "add_pulls",
+    "add_row_sums",
+    "choose_hinge_knots",
     "cross_entropy_above",
     "factor_spd",
     "fit_hinging_hyperplanes",
@@ -80,6 +92,7 @@ __all__ = [
     "ridge_path_moments",
     "row_chunks",
     "select_hinges",
+    "select_hinges_passes",
     "solve_box_qp",
     "solve_margin",
     "solve_margin_passes",
@@ -94,6 +107,7 @@ __all__ = [
     "solve_simplex_cross_entropy",
     "solve_simplex_least_squares",
     "solve_simplex_weights",
+    "solve_softmax_passes",
     "solve_softmax_regression",
     "solve_stiefel_linear",
     "solve_stiefel_quadratic",

@@ -32,10 +32,14 @@ TIE = 1e-6  # gains closer than this, relatively, are equal to rounding once col
 
 
 class Grid(NamedTuple):
-    """Knots (d, K) and their ``counts`` (d,); ``bins`` and ``offsets`` (d, n) of the rows; padding is inf."""
+    """Knots (d, K) and their ``counts`` (d,); ``bins`` and ``offsets`` (d, n) of the rows; padding is inf.
+
+    ``tables`` (d, cells) say where to look for a value's bin.
+    """
 
     knots: Array
     counts: Array
+    tables: Array
     bins: Array
     offsets: Array
 
@@ -177,12 +181,18 @@ def _shifted_offsets(rows: Array, parent: Array, grid: Grid, j: int, side: int, 
     return r
 
 
+def cell_table(T: Array) -> Array:
+    """Bins, about, at the start of each of ``_CELLS`` evenly spaced cells between the ends of ``T``."""
+    if not T.size:
+        return np.zeros(_CELLS, dtype=np.intp)
+    return np.searchsorted(T, T[0] + (T[-1] - T[0]) / _CELLS * np.arange(_CELLS))
+
+
 @_compiled
-def locate(x: Array, T: Array, bins: Array) -> None:
-    """``bins[i] = #{k : T_k <= x_i}`` for increasing ``T``, through a table of evenly spaced cells."""
+def locate(x: Array, T: Array, table: Array, bins: Array) -> None:
+    """``bins[i] = #{k : T_k <= x_i}`` for increasing ``T``, begun at the :func:`cell_table` of T."""
     span = T[-1] - T[0]
     rate = _CELLS / span if span > 0.0 else 0.0
-    table = np.searchsorted(T, T[0] + span / _CELLS * np.arange(_CELLS))
     for i in range(x.size):
         b = table[int(min(max((x[i] - T[0]) * rate, 0.0), _CELLS - 1.0))]
         while b > 0 and T[b - 1] > x[i]:
@@ -200,7 +210,7 @@ def shifted_bins(rows: Array, parent: Array, grid: Grid, variables: Array) -> Ar
         j = variables[t]
         for side in range(2):
             z = _shifted(rows, parent, grid, j, side)
-            locate(z, grid.knots[j, : grid.counts[j]], out[t, side])
+            locate(z, grid.knots[j, : grid.counts[j]], grid.tables[j], out[t, side])
     return out
 
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from liftopt.solvers import HingeBasis, select_hinges
 from liftopt.solvers import hinge_kernels as kernels
-from liftopt.solvers.hinge_grid import make_grid
+from liftopt.solvers.hinge_grid import bin_rows, choose_hinge_knots
 
 
 def friedman(rng, n, d=6):
@@ -35,8 +35,8 @@ def test_sweeps_equal_explicit_products(rng, offset, use_min):
     X = rng.normal(size=(n, 3)) + offset
     X[:, 1] = rng.integers(0, 5, n)
     omega = rng.random(n)
-    made = make_grid(X, omega, 20, 1, 1)
-    grid = made.grid
+    made = choose_hinge_knots(X, sample_weight=omega, max_knots=20, minspan=1, endspan=1)
+    grid = bin_rows(made, X)
     parent = np.maximum(rng.normal(size=n), 0.0)
     rows = np.flatnonzero(parent > 0).astype(np.int32)
     p, variables, Q = parent[rows], np.arange(3), rng.normal(size=(5, n))
@@ -61,7 +61,7 @@ def test_sweeps_equal_explicit_products(rng, offset, use_min):
 
 def test_support_weight_counts_strictly_beside_the_knot():
     X = np.repeat([0.0, 1.0, 2.0, 3.0], [1, 2, 3, 4])[:, None]
-    grid = make_grid(X, np.ones(10), None, 1, 1).grid
+    grid = bin_rows(choose_hinge_knots(X, max_knots=None, minspan=1, endspan=1), X)
     rows = np.arange(10, dtype=np.int32)
     active = kernels.support_weight(rows, np.ones(10), grid, np.array([0]))[0]
     np.testing.assert_array_equal(active, [[9, 7, 4], [0, 1, 3]])

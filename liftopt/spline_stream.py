@@ -1,0 +1,287 @@
+"""Splines from rows that do not fit in memory: passes over the chunks of a stream.
+
+1. A *survey* collects labels or the moments of the targets, the range of every feature, and a sample of rows.
+2. The sample fixes the knots that may be tried; sums at the knots are over all rows.
+3. Forward selection (:func:`liftopt.solvers.select_hinges_passes`) chooses the terms that it would choose in
+   memory with these knots; pruning needs their triangular factor alone.
+4. A classifier's softmax regression starts from that of the sample and takes some passes more
+   (:func:`liftopt.solvers.solve_softmax_passes`).
+
+Every pass is a sum over chunks, which any executor makes with the same bits. A checkpoint keeps the sums of
+all passes made: a fit that goes on repeats what lies between them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from scipy.linalg import cholesky, solve_triangular
+
+from liftopt.base import TrainingData
+from liftopt.chunks import Chunk, ChunkRows, chosen_rows
+from liftopt.recording import Recorder
+from liftopt.solvers.hinge_basis import HingeBasis
+from liftopt.solvers.hinge_passes import PassSearch, residual_sums
+from liftopt.solvers.knots import refine_knots
+from liftopt.solvers.moments import Moments, moments_of_chunks
+from liftopt.solvers.pruning import PruningPath, prune_terms
+from liftopt.solvers.result import Record
+from liftopt.solvers.row_sums import RowSums, add_row_sums, gram_sums, target_sums
+from liftopt.solvers.softmax_passes import solve_softmax_passes
+from liftopt.spline_model import Spline, errors_by_size, path_of
+from liftopt.streams import Stream
+
+Array = npt.NDArray[Any]
+SumRows = Callable[[RowSums], list[Array]]
+RowArrays = tuple[Array, Array, "Array | None"]
+
+_SAMPLE_ROWS = 50_000
+_SAMPLE_SHARE = 16  # of the memory limit
+_LEAST_SAMPLE = 1000  # rows
+_CONSTANT = 1e-14  # spread of a target below which, relatively, it is rounding error
+
+
+class Survey(NamedTuple):
+    """What one pass learns of rows of positive weight.
+
+    ``masses`` holds the weight of every one of ``labels``, ``targets`` the moments of numeric targets;
+    ``weight`` and ``n_weights`` their sum and number, ``whole`` whether they are integers; ``low`` and
+    ``high`` (d,) the range of the features.
+    """
+
+    labels: Array
+    masses: Array
+    targets: Moments | None
+    weight: float
+    n_weights: int
+    whole: bool
+    low: Array
+    high: Array
+    sample: tuple[ChunkRows, ...]
+
+    @property
+    def rows(self) -> tuple[Array, Array, Array | None]:
+        """The sample: features, targets, weights of its rows of positive weight."""
+        X, y = (np.concatenate([np.asarray(part[i]) for part in self.sample]) for i in (0, 1))
+        if self.sample[0].weight is None:
+            return X, y, None
+        weight = np.concatenate([np.asarray(part.weight, dtype=np.float64) for part in self.sample])
+        used = weight > 0.0
+        return X[used], y[used], weight[used]
+
+    def merge(self, other: Survey) -> Survey:
+        """Of the rows of both."""
+        labels, place = np.unique(np.concatenate([self.labels, other.labels]), return_inverse=True)
+        targets = self.targets
+        if targets is not None and other.targets is not None:
+            targets = targets + other.targets
+        return Survey(
+            labels,
+            np.bincount(place, np.concatenate([self.masses, other.masses]), minlength=labels.size),
+            targets if targets is not None else other.targets,
+            self.weight + other.weight,
+            self.n_weights + other.n_weights,
+            self.whole and other.whole,
+            np.minimum(self.low, other.low),
+            np.maximum(self.high, other.high),
+            self.sample + other.sample,
+        )
+
+
+class Frame(NamedTuple):
+    """Targets as a solver sees them: ``(y - centre) / spread``, indicators of ``classes`` where there are.
+
+    Weights are multiplied by ``unit``, so that they count repetitions.
+    """
+
+    classes: Array | None
+    centre: Array
+    spread: Array
+    unit: float
+
+    def sums(self, task: RowSums, rows: ChunkRows) -> list[Array]:
+        """``task`` of the rows of a chunk."""
+        y = np.asarray(rows.y)
+        numbers = y.reshape(len(y), -1) if self.classes is None else y.reshape(-1, 1) == self.classes
+        weight = None if rows.weight is None else rows.weight * self.unit
+        return task(rows.X, self.scaled(numbers), weight)
+
+    def scaled(self, numbers: Array) -> Array:
+        """Targets (m, R) of numbers, or of class indicators."""
+        scaled: Array = (numbers.astype(np.float64) - self.centre) / self.spread
+        return scaled
+
+
+class Passes:
+    """Sums over the rows of a stream, in the order in which solvers ask; a checkpoint holds those made."""
+
+    def __init__(self, rows: Stream, recorder: Recorder) -> None:
+        self._rows, self._recorder = rows, recorder
+        state = recorder.resumed()
+        self._known: list[list[Array]] = [] if state is None else list(state["passes"])
+        self._made: list[list[Array]] = []
+        self._past = len(recorder.history)
+
+    def over(self, frame: Frame, chunks: Sequence[Chunk] | None = None) -> SumRows:
+        """What a solver calls for a pass over the rows in ``frame``, by default those of all chunks."""
+        return partial(self._sum, frame, chunks)
+
+    def record(self, step: Record) -> bool:
+        """Add a step of the forward pass to the history, unless it is there from before a checkpoint."""
+        if step["iteration"] < self._past:
+            return False
+        return self._recorder.add(n_terms=step["n_terms"], rss=step["rss"])
+
+    def _sum(self, frame: Frame, chunks: Sequence[Chunk] | None, task: RowSums) -> list[Array]:
+        if len(self._made) < len(self._known):
+            self._made.append(self._known[len(self._made)])
+            return self._made[-1]
+        task_of_chunk = partial(frame.sums, task)
+        sums = self._rows.reduce(task_of_chunk, add_row_sums, chunks=chunks, checks_rows=True)
+        if self._recorder.has_checkpoint:
+            self._made.append(sums)
+            self._recorder.save(lambda: {"passes": self._made})
+        return sums
+
+
+def survey(rows: Stream, *, classify: bool, random_state: np.random.RandomState) -> Survey:
+    """Make the survey of a stream; its sample takes at most a sixteenth of the memory limit."""
+    most = rows.memory_limit // (_SAMPLE_SHARE * rows.n_features * rows.dtype.itemsize)
+    size = min(rows.n_rows, _SAMPLE_ROWS, max(most, _LEAST_SAMPLE))
+    chosen = rows.sample_index(size, random_state.randint(2**31))
+    found = rows.reduce(partial(_survey_of, classify, chosen), Survey.merge)
+    if found.weight <= 0.0:
+        raise ValueError("sample_weight is zero for every row")
+    return found
+
+
+def make_frame(found: Survey) -> Frame:
+    """Frame of a surveyed stream."""
+    unit = 1.0 if found.whole else found.n_weights / found.weight
+    if found.targets is None:
+        return _indicator_frame(found.labels, found.masses / found.weight, unit)
+    variance = np.diag(found.targets.gram) / found.targets.weight
+    return _number_frame(found.targets.mean_x, np.sqrt(variance), unit)
+
+
+def frame_of(data: TrainingData) -> Frame:
+    """Frame of rows in memory, whose weights count repetitions already."""
+    target = data.target.astype(np.float64)
+    centre = np.average(target, axis=0, weights=data.weight)
+    if data.codes is not None:
+        return _indicator_frame(np.arange(centre.size), centre, 1.0)
+    spread = np.sqrt(np.average((target - centre) ** 2, axis=0, weights=data.weight))
+    return _number_frame(centre, spread, 1.0)
+
+
+def fold_errors(
+    search: Callable[..., PassSearch], passes: Passes, frame: Frame, rows: Stream, folds: Any
+) -> list[Array]:
+    """Squared errors out of fold of every size of model, fold by fold; folds are sets of chunks.
+
+    ``search`` makes a forward pass over given rows.
+    """
+    chunks = rows.chunks
+    if not isinstance(folds, int) or not 2 <= folds <= len(chunks):
+        raise ValueError(
+            f"cv={folds!r}: folds of a stream beyond memory are sets of its {len(chunks)} chunks: give a "
+            "number from 2 to that (a lower memory_limit makes more chunks)"
+        )
+    errors = []
+    for fold in range(folds):
+        others = [chunk for index, chunk in enumerate(chunks) if index % folds != fold]
+        forward = search(passes.over(frame, others), callback=None)
+        forward.run()
+        result, judge = forward.result(), passes.over(frame, chunks[fold::folds])
+        (gram, cross), (_, _, squares) = judge(partial(gram_sums, result.x)), judge(target_sums)
+        errors.append(errors_by_size(path_of(result), gram, cross, squares))
+    return errors
+
+
+def refined_by_sample(
+    basis: HingeBasis, rows: RowArrays, sum_rows: SumRows, margin: int
+) -> tuple[HingeBasis, PruningPath]:
+    """``basis`` with its knots moved by the ``rows`` of a sample, if that lowers the RSS over all rows.
+
+    The path holds the subsets of the result.
+    """
+    X, Y, omega = rows
+    moved = refine_knots(basis, X, Y, sample_weight=omega, margin=margin).x
+    found = [_fitted(candidate, sum_rows) for candidate in (basis, moved)]
+    return min(zip((basis, moved), found, strict=True), key=lambda pair: pair[1].rss[-1])
+
+
+def refit_softmax(spline: Spline, coefficients: Array, alpha: float, frame: Frame, passes: Passes) -> None:
+    """Replace ``coefficients`` (terms, classes), a start, by those of the softmax regression on all rows.
+
+    The ridge is that of :func:`~liftopt.heads.softmax_head`. Classes without weight stay as they are.
+    """
+    present = frame.centre > 0
+    if present.sum() < 2 or len(spline.basis) < 2:
+        return
+    assert frame.classes is not None
+    _, covariance = spline.moments
+    coefficients[:, present] = solve_softmax_passes(
+        passes.over(Frame(frame.classes[present], np.zeros(1), np.ones(1), frame.unit)),
+        spline.basis,
+        spline.factor.T @ spline.factor,
+        coefficients[:, present],
+        weight=spline.n_samples,
+        penalty=alpha * spline.n_samples / 2 * np.maximum(np.diag(covariance), 0.0),
+    ).x
+
+
+def _fitted(basis: HingeBasis, sum_rows: SumRows) -> PruningPath:
+    """Pruning path of the least-squares fit of ``basis`` to all rows."""
+    gram, cross = sum_rows(partial(gram_sums, basis))
+    factor = cholesky(gram)
+    projections = solve_triangular(factor, cross, trans="T")
+    rss, _ = sum_rows(partial(residual_sums, basis, solve_triangular(factor, projections)))
+    return prune_terms(factor, projections, float(rss))
+
+
+def _indicator_frame(classes: Array, share: Array, unit: float) -> Frame:
+    """Class indicators centred and divided by the root of the class share.
+
+    Their residual sum of squares is that of optimal scoring, summed over all scores.
+    """
+    return Frame(classes, share, np.sqrt(np.where(share > 0, share, 1.0)), unit)
+
+
+def _number_frame(centre: Array, spread: Array, unit: float) -> Frame:
+    """Numbers of variance one; constant ones, to rounding, are only centred."""
+    return Frame(None, centre, np.where(spread > _CONSTANT * np.abs(centre), spread, 1.0), unit)
+
+
+def _survey_of(classify: bool, chosen: Array, rows: ChunkRows) -> Survey:
+    """Survey of one chunk."""
+    y, weight = np.asarray(rows.y), np.ones(rows.X.shape[0])
+    if rows.weight is not None:
+        weight = np.asarray(rows.weight, dtype=np.float64)
+        if weight.min() < 0.0:
+            raise ValueError("sample_weight must be non-negative")
+    labels: Array = np.empty(0)
+    masses: Array = np.empty(0)
+    targets = None
+    if classify:
+        labels, place = np.unique(y, return_inverse=True)
+        masses = np.bincount(place.ravel(), weight, minlength=labels.size)
+    else:
+        numbers = y.reshape(len(y), -1).astype(np.float64)
+        targets = moments_of_chunks([(numbers, numbers, None if rows.weight is None else weight)])
+    X = rows.X[weight > 0]
+    return Survey(
+        labels,
+        masses,
+        targets,
+        float(weight.sum()),
+        int(np.count_nonzero(weight)),
+        bool((weight == np.round(weight)).all()),
+        X.min(axis=0, initial=np.inf).astype(np.float64),
+        X.max(axis=0, initial=-np.inf).astype(np.float64),
+        (chosen_rows(chosen, rows),),
+    )

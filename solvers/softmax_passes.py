@@ -1,0 +1,168 @@
+r"""Softmax regression on given features, from passes over the rows, which need not fit in memory.
+
+For features ``b_i`` of the rows (a constant among them), class probabilities ``y_i`` and weights ``w_i``,
+
+    min over A:  sum_i w_i CE(y_i, softmax(b_i A)) + sum_j penalty_j |A_j|^2.
+
+A pass sums the loss and its gradient ``B'(w (softmax - Y))`` at one A. The points are those of L-BFGS in the
+coordinates ``L'A``, where ``L L' = B'WB / 2 + 2 diag(penalty)`` bounds the curvature of every class.
+
+References
+----------
+Bohning, "Multinomial logistic regression algorithm", Ann. Inst. Statist. Math. 44:197-200, 1992 (the bound).
+Liu, Nocedal, "On the limited memory BFGS method for large scale optimization", Math. Programming 45:503-528,
+1989.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import minimize
+from scipy.special import logsumexp
+
+from .linear_system import factor_checked
+from .result import Callback, OnLimit, Record, Result, Status, conclude
+from .row_sums import RowSums, row_blocks
+from .validation import as_count, as_finite, as_scalar
+
+Array = npt.NDArray[Any]
+
+
+class _Point(NamedTuple):
+    """A place, its objective and the largest entry of its scaled gradient."""
+
+    coefficients: Array
+    objective: float
+    stationarity: float
+
+
+def solve_softmax_passes(
+    sum_rows: Callable[[RowSums], list[Array]],
+    features: Callable[[Array], Array],
+    gram: npt.ArrayLike,
+    start: npt.ArrayLike,
+    *,
+    weight: float,
+    penalty: npt.ArrayLike,
+    max_iter: int = 100,
+    tol: float = 1e-5,
+    callback: Callback | None = None,
+    on_limit: OnLimit = "warn",
+) -> Result:
+    """Fit a softmax regression to its global optimum, one pass over the rows an iteration.
+
+    Parameters
+    ----------
+    sum_rows : callable
+        Makes a pass: the sums over all chunks of a picklable function of rows (m, d), class probabilities
+        (m, classes) and weights (m,) or None.
+    features : callable
+        Features (m, t) of rows, picklable.
+    gram : array-like of shape (t, t)
+        Weighted Gram matrix of the features over all rows.
+    start : array-like of shape (t, classes)
+        Start.
+    weight : float
+        Sum of the weights.
+    penalty : array-like of shape (t,)
+        Weight of every feature's squared coefficients; 0 for the constant.
+    max_iter : int
+        Largest number of iterations; a few of them take a second pass.
+    tol : float
+        Bound on the largest gradient entry divided by ``weight`` and by the root mean square of its feature.
+    callback : callable, optional
+        Receives each history record; a true return value stops.
+    on_limit : {"warn", "raise", "ignore"}
+        What to do when a budget ends before ``tol`` is met.
+
+    Returns
+    -------
+    Result
+        ``x``: coefficients (t, classes). ``residuals["stationarity"]`` as in ``tol``, of a pass at ``x``.
+
+    Raises
+    ------
+    ValueError
+        If an array holds NaN, or a setting is out of range.
+
+    Notes
+    -----
+    ``4 n t classes`` operations a pass, and those of the features.
+    """
+    begin = time.perf_counter()
+    G, A = as_finite("gram", gram, ndim=2), as_finite("start", start, ndim=2).astype(np.float64)
+    weight, tol = as_scalar("weight", weight, low=0.0, strict=True), as_scalar("tol", tol, low=0.0)
+    ridge = as_finite("penalty", penalty, ndim=1)[:, None]
+    factor = factor_checked(G / 2 + np.diag(2 * ridge[:, 0]), 0.0)
+    rms = np.sqrt(np.diag(G) / weight)[:, None]
+    seen: list[_Point] = []
+    history: list[Record] = []
+
+    def at(u: Any) -> Any:
+        C = factor.unwhiten(u.reshape(A.shape))
+        loss, gradient = sum_rows(partial(cross_entropy_sums, features, C))
+        gradient = gradient + 2 * ridge * C
+        worst = float(np.abs(gradient / np.where(rms > 0, rms, 1.0)).max()) / weight
+        seen.append(_Point(C, float(loss) + float(np.sum(ridge * C**2)), worst))
+        return seen[-1].objective, factor.whiten(gradient).ravel()
+
+    def accept(intermediate_result: Any) -> None:
+        point = seen[-1]
+        del seen[:-1]
+        history.append(
+            {
+                "iteration": len(history),
+                "time": time.perf_counter() - begin,
+                "objective": point.objective,
+                "stationarity": point.stationarity,
+            }
+        )
+        if point.stationarity <= tol or (callback is not None and callback(history[-1])):
+            raise StopIteration
+
+    options: Any = {"maxiter": as_count("max_iter", max_iter), "ftol": 0.0, "gtol": 0.0}
+    found = minimize(
+        at,
+        (factor.lower.T @ A).ravel(),
+        jac=True,
+        method="L-BFGS-B",
+        callback=accept,
+        options=options,
+    )
+    best = min(seen, key=lambda point: point.objective)
+    status = Status.STALLED if found.status == 2 else Status.MAX_ITER
+    if best.stationarity <= tol:
+        status = Status.OPTIMAL
+    elif found.status == 99:
+        status = Status.INTERRUPTED
+    result = Result(
+        best.coefficients,
+        best.objective,
+        status,
+        n_iter=len(history),
+        time=time.perf_counter() - begin,
+        residuals={"stationarity": best.stationarity},
+        history=tuple(history),
+        message=f"stationarity {best.stationarity:.2e} after {len(history)} iterations; {status.advice}",
+    )
+    return conclude(result, on_limit)
+
+
+def cross_entropy_sums(
+    features: Callable[[Array], Array], coefficients: Array, X: Array, Y: Array, weight: Array | None
+) -> list[Array]:
+    """Loss and gradient (t, classes) of some rows at given ``coefficients`` (t, classes)."""
+    loss, gradient = np.zeros(()), np.zeros(coefficients.shape)
+    for x, y, omega in row_blocks(X, Y, weight):
+        B = features(x)
+        scores = B @ coefficients
+        norm = logsumexp(scores, axis=1)
+        loss = loss + omega @ (norm - np.einsum("ic,ic->i", scores, y))
+        gradient += B.T @ ((np.exp(scores - norm[:, None]) - y) * omega[:, None])
+    return [loss, gradient]
