@@ -65,7 +65,7 @@ Pruning = Literal["gcv", "cv", "none"]
 _DEFAULT_TERMS = (121, 241)
 _HEADS = {"regression": "identity", "classification": "softmax"}
 _HELD_OUT = 0.1  # share of the rows that judges gradient epochs
-_PRODUCTS_SHARE = 4  # of a stream's memory limit: inner products with the candidates
+_PRODUCTS_SHARE = 2  # of a stream's memory limit: inner products with the candidates
 
 
 class _SplineEstimator(SplineReport):

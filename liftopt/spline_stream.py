@@ -13,6 +13,7 @@ all passes made: a fit that goes on repeats what lies between them.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 from scipy.linalg import cholesky, solve_triangular
+from sklearn.exceptions import ConvergenceWarning
 
 from liftopt.base import TrainingData
 from liftopt.chunks import Chunk, ChunkRows, chosen_rows
@@ -210,9 +212,18 @@ def refined_by_sample(
     The path holds the subsets of the result.
     """
     X, Y, omega = rows
-    moved = refine_knots(basis, X, Y, sample_weight=omega, margin=margin).x
-    found = [_fitted(candidate, sum_rows) for candidate in (basis, moved)]
-    return min(zip((basis, moved), found, strict=True), key=lambda pair: pair[1].rss[-1])
+    candidates = [basis]
+    try:
+        candidates.append(refine_knots(basis, X, Y, sample_weight=omega, margin=margin).x)
+    except ValueError:  # a term has too few rows there
+        warnings.warn(
+            f"the sample of {X.shape[0]} rows does not determine every term: knots stay; raise "
+            "memory_limit for a larger sample",
+            ConvergenceWarning,
+            stacklevel=2,
+        )
+    found = [(candidate, _fitted(candidate, sum_rows)) for candidate in candidates]
+    return min(found, key=lambda pair: pair[1].rss[-1])
 
 
 def refit_softmax(spline: Spline, coefficients: Array, alpha: float, frame: Frame, passes: Passes) -> None:
@@ -228,9 +239,7 @@ def refit_softmax(spline: Spline, coefficients: Array, alpha: float, frame: Fram
     coefficients[:, present] = solve_softmax_passes(
         passes.over(Frame(frame.classes[present], np.zeros(1), np.ones(1), frame.unit)),
         spline.basis,
-        spline.factor.T @ spline.factor,
         coefficients[:, present],
-        weight=spline.n_samples,
         penalty=alpha * spline.n_samples / 2 * np.maximum(np.diag(covariance), 0.0),
     ).x
 

@@ -287,7 +287,7 @@ class PassSearch(HingeSearch[PassBank]):
             bank.ahead |= {term: products[..., c].copy() for c, term in enumerate(sweep.columns)}
             if sweep.opening:
                 bank.alpha = products[..., len(sweep.columns) :].copy()
-                bank.beta, bank.floor, bank.active = next(sums), next(sums), next(sums)
+                bank.beta, bank.floor, bank.active = (next(sums).copy() for _ in range(3))
                 bank.gamma, bank.is_open = np.zeros_like(bank.beta[:, 0]), True
 
     def _pass(self, task: RowSums) -> list[Array]:

@@ -185,8 +185,9 @@ def _step(problem: _Problem, state: _State) -> _State:
     J = D - (D @ state.Q) @ state.Q.T
     H = np.einsum("hrn,grn->hg", J, J, optimize=True)
     slope = np.einsum("hrn,nr->h", J, state.residual)
-    diagonal = np.diag(H) + 1e-12 * max(np.trace(H), np.finfo(np.float64).tiny)
-    step = solve(H + state.damping * np.diag(diagonal), slope, assume_a="pos")
+    scale = 1.0 / np.sqrt(np.diag(H) + 1e-12 * max(np.trace(H), np.finfo(np.float64).tiny))
+    damped = scale[:, None] * H * scale + state.damping * np.eye(scale.size)
+    step = scale * solve(damped, scale * slope, assume_a="pos")
     knots = np.clip(state.knots + step, problem.low, problem.high)
     trial = _fit(problem, knots, state.damping / 3)
     if trial is None or trial.rss >= state.rss:

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 from sklearn.exceptions import NotFittedError
 
-from liftopt import ChunkError, ManifoldClassifier, ManifoldRegressor, SplineRegressor, stream
+from liftopt import (
+    ChunkError,
+    ManifoldClassifier,
+    ManifoldRegressor,
+    SplineRegressor,
+    TernaryRegressor,
+    stream,
+)
 from liftopt.executor import JoblibExecutor
 from liftopt.solvers import (
     Status,
@@ -103,8 +110,8 @@ def test_what_fits_in_memory_is_fitted_as_arrays(data):
 def test_what_does_not_fit_says_what_to_do(data):
     X, y, labels = data
     rows = stream(X, labels, memory_limit=LIMIT)
-    with pytest.raises(ValueError, match=r"SplineRegressor works on all rows at once.*rows\.sample"):
-        SplineRegressor().fit(stream(X, y, memory_limit=LIMIT))
+    with pytest.raises(ValueError, match=r"TernaryRegressor works on all rows at once.*rows\.sample"):
+        TernaryRegressor().fit(stream(X, y, memory_limit=LIMIT))
     with pytest.raises(ValueError, match="backward='low_rank' works on all rows"):
         ManifoldClassifier(backward="low_rank", activation="sigmoid").fit(rows)
     with pytest.raises(ValueError, match="head='stiefel_svm' needs all rows"):
