@@ -113,14 +113,9 @@ def choose_hinge_knots(
 def bin_rows(knots: HingeKnots, X: Array) -> Grid:
     """Bins and offsets of the rows of ``X`` (n, d)."""
     n, d = X.shape
-    bins = np.zeros((d, n), dtype=np.uint8 if knots.raw.shape[1] < 256 else np.int32)
-    offsets = np.zeros((d, n))
-    for j in np.flatnonzero(knots.counts):
-        own = knots.raw[j, : knots.counts[j]]
-        x = X[:, j].astype(np.float64)
-        locate(x, own, knots.tables[j], bins[j])
-        below = np.maximum(bins[j].astype(np.intp) - 1, 0)
-        offsets[j] = (x - own[below]) / knots.scale[j]
+    bins = np.empty((d, n), dtype=np.uint8 if knots.raw.shape[1] < 256 else np.int32)
+    offsets = np.empty((d, n))
+    locate(X, knots.raw, knots.counts, knots.tables, knots.scale, bins, offsets)
     return Grid(knots.standard, knots.counts, knots.tables, bins, offsets)
 
 

@@ -28,6 +28,7 @@ Array = npt.NDArray[Any]
 _compiled = njit(cache=True, nogil=True, error_model="numpy")
 
 _CELLS = 1024
+_TILE = 256  # rows whose values stay in the cache from one variable to the next
 TIE = 1e-6  # gains closer than this, relatively, are equal to rounding once columns are nearly dependent
 
 
@@ -189,17 +190,40 @@ def cell_table(T: Array) -> Array:
 
 
 @_compiled
-def locate(x: Array, T: Array, table: Array, bins: Array) -> None:
-    """``bins[i] = #{k : T_k <= x_i}`` for increasing ``T``, begun at the :func:`cell_table` of T."""
+def _bin_of(x: Any, T: Array, table: Array, rate: Any) -> Any:
+    """``#{k : T_k <= x}`` for increasing ``T``, begun at its :func:`cell_table`."""
+    b = table[int(min(max((x - T[0]) * rate, 0.0), _CELLS - 1.0))]
+    while b > 0 and T[b - 1] > x:
+        b -= 1
+    while b < T.size and T[b] <= x:
+        b += 1
+    return b
+
+
+@_compiled
+def _cell_rate(T: Array) -> Any:
+    """Cells of a :func:`cell_table` a unit."""
     span = T[-1] - T[0]
-    rate = _CELLS / span if span > 0.0 else 0.0
-    for i in range(x.size):
-        b = table[int(min(max((x[i] - T[0]) * rate, 0.0), _CELLS - 1.0))]
-        while b > 0 and T[b - 1] > x[i]:
-            b -= 1
-        while b < T.size and T[b] <= x[i]:
-            b += 1
-        bins[i] = b
+    return _CELLS / span if span > 0.0 else 0.0
+
+
+@_compiled
+def locate(
+    X: Array, raw: Array, counts: Array, tables: Array, scale: Array, bins: Array, offsets: Array
+) -> None:
+    """Bins and offsets (d, n), in units of ``scale``, of rows ``X`` (n, d) among ``raw`` knots."""
+    for start in range(0, X.shape[0], _TILE):
+        stop = min(start + _TILE, X.shape[0])
+        for j in range(counts.size):
+            if counts[j] == 0:
+                continue
+            T = raw[j, : counts[j]]
+            rate = _cell_rate(T)
+            for i in range(start, stop):
+                x = np.float64(X[i, j])
+                b = _bin_of(x, T, tables[j], rate)
+                bins[j, i] = b
+                offsets[j, i] = (x - T[max(b - 1, 0)]) / scale[j]
 
 
 @_compiled
@@ -208,9 +232,12 @@ def shifted_bins(rows: Array, parent: Array, grid: Grid, variables: Array) -> Ar
     out = np.empty((variables.size, 2, rows.size), grid.bins.dtype)
     for t in range(variables.size):
         j = variables[t]
+        T = grid.knots[j, : grid.counts[j]]
+        rate = _cell_rate(T)
         for side in range(2):
             z = _shifted(rows, parent, grid, j, side)
-            locate(z, grid.knots[j, : grid.counts[j]], grid.tables[j], out[t, side])
+            for s in range(z.size):
+                out[t, side, s] = _bin_of(z[s], T, grid.tables[j], rate)
     return out
 
 

@@ -41,6 +41,7 @@ from .validation import as_scalar
 
 Array = npt.NDArray[Any]
 _LIKELY_TERMS = 6  # candidates, with their mirror images, that a pass looks ahead to
+_PASS_SHARE = 4  # of the memory for inner products: those of one pass
 _LIKELY_PARENTS = 4  # banks that a pass brings up to date
 
 
@@ -111,7 +112,7 @@ def select_hinges_passes(
     -----
     A pass takes O(n d (C + 1)) operations for C columns, about 14, and a parent more where there are
     interactions. Here, a parent takes ``16 V K (M + R)`` bytes for V variables, K knots and M terms; where
-    the rows are, a pass takes that of 8192 rows.
+    the rows are, a pass takes that of 4096 rows.
     """
     search = pass_search(
         sum_rows,
@@ -273,12 +274,14 @@ class PassSearch(HingeSearch[PassBank]):
         others = sorted((bank for bank in self.banks if bank is not wanted), key=self.worth, reverse=True)
         banks = [wanted, *(others[: _LIKELY_PARENTS - 1] if self.plan.lazy else others)]
         likely = self._likely(banks)
-        asked = []
+        asked: list[tuple[PassBank, Sweep]] = []
+        room = self._memory / _PASS_SHARE
         for bank in banks:
             columns = dict.fromkeys([*self.terms[bank.seen :], *likely])
             bank.ahead = {term: g for term, g in bank.ahead.items() if term in columns}
             missing = tuple(term for term in columns if term not in bank.ahead)
-            if missing:
+            room -= bank.swept[0].nbytes * len(missing)
+            if missing and (bank is wanted or room > 0):
                 asked.append((bank, Sweep(bank.hinges, missing, not bank.is_open)))
         sweeps = [sweep for _, sweep in asked]
         sums = iter(self._pass(partial(sweep_sums, self.knots, self.plan.product, sweeps)))

@@ -14,7 +14,7 @@ Array = npt.NDArray[Any]
 #: workers. Its arrays are added over all rows.
 RowSums = Callable[[Array, Array, "Array | None"], list[Array]]
 
-_BLOCK_ROWS = 8192
+_BLOCK_ROWS = 4096
 
 
 def row_blocks(X: Array, Y: Array, weight: Array | None) -> Iterator[tuple[Array, Array, Array]]:
