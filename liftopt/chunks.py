@@ -128,3 +128,10 @@ def chosen_rows(index: Array, rows: ChunkRows) -> ChunkRows:
     own = index[low:high] - rows.start
     y, weight = (None if part is None else np.asarray(part)[own] for part in (rows.y, rows.weight))
     return ChunkRows(np.asarray(rows.X)[own], y, weight, rows.start)
+
+
+def labels_of(rows: ChunkRows) -> Array:
+    """Different labels of a chunk."""
+    if rows.y is None:
+        raise ValueError("there are no labels")
+    return np.unique(rows.y)

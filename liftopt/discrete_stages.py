@@ -147,7 +147,7 @@ def quantise_stages(
     exact, discrete = X, X
     stages: list[Stage] = []
     for layer, after in layers:
-        statistics = moments_of_chunks(_regression_rows(layer, exact, discrete, weight))
+        statistics = moments_of_chunks(regression_rows(layer, exact, discrete, weight))
         stage = Stage(layer, after, *discrete_regression(statistics, values))
         stages.append(stage)
         if len(stages) < len(layers):
@@ -174,9 +174,10 @@ def discrete_regression(
     return weights, statistics.mean_y - (statistics.mean_x @ weights.units()) * weights.scale
 
 
-def _regression_rows(
+def regression_rows(
     layer: Dense | Conv2d, exact: Array, discrete: Array, weight: Array | None
 ) -> Iterator[tuple[Array, ...]]:
+    """Inputs on the ``discrete`` path, pre-activations on the ``exact`` one, weights; some rows at a time."""
     units, repeats = unit_shape(layer)[1], positions(layer, exact.shape[1:])
     for rows in row_slices(layer, exact):
         target = layer.linear(exact[rows])

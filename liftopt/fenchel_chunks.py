@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from liftopt.base import TrainingData, score_of
 from liftopt.checkpoint import State, random_bits, restore_bits
-from liftopt.chunks import ChunkRows, load_checked
+from liftopt.chunks import labels_of, load_checked
 from liftopt.input_map import InputMap
 from liftopt.network import Network
 from liftopt.recording import Recorder, run_interruptible
@@ -134,10 +134,3 @@ class ChunkPasses:
         data: TrainingData = self.estimator._training_data(np.asarray(X), np.asarray(y), weight)
         weighted: TrainingData = self.estimator._class_weighted(data)
         return weighted
-
-
-def labels_of(rows: ChunkRows) -> Array:
-    """Different labels of a chunk."""
-    if rows.y is None:
-        raise ValueError("there are no labels")
-    return np.unique(rows.y)

@@ -113,6 +113,29 @@ class FileSource:
 
 
 @dataclass(frozen=True, eq=False)
+class MaskedWeights:
+    """Weights of rows, ones where there are no others, with zeros at the sorted rows ``left_out``."""
+
+    weights: Source | None
+    shape: tuple[int, ...]
+    left_out: Array
+    name: str = "sample_weight"
+    feature_names: tuple[str, ...] | None = None
+    cuts: Sequence[int] = ()
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Float64."""
+        return np.dtype(np.float64)
+
+    def loader(self, start: int, stop: int) -> Loader:
+        """The weights of the rows, masked as they are read."""
+        low, high = np.searchsorted(self.left_out, [start, stop])
+        own = None if self.weights is None else self.weights.loader(start, stop)
+        return partial(_masked, own, stop - start, self.left_out[low:high] - start)
+
+
+@dataclass(frozen=True, eq=False)
 class DaskSource:
     """Rows of a dask array, computed where they are needed."""
 
@@ -290,6 +313,13 @@ def _refuse_truncated(
     held = (path.stat().st_size - offset) // max(1, row)
     if held < stop:
         raise ChunkError(f"{path} is truncated: it ends after row {held} of {shape[0]}")
+
+
+def _masked(weights: Loader | None, count: int, zeros: Array) -> Array:
+    """``count`` weights with zeros at some of them."""
+    masked = np.ones(count) if weights is None else np.array(weights(), dtype=np.float64)
+    masked[zeros] = 0.0
+    return masked
 
 
 def _read_file(

@@ -23,7 +23,7 @@ import numpy.typing as npt
 from liftopt.chunks import Chunk, ChunkRows, OnChunk, chosen_rows, chunk_ranges, load_checked
 from liftopt.executor import Executor, as_executor
 from liftopt.solvers.moments import Moments, moments
-from liftopt.sources import ChunkError, Source, as_source, is_dask
+from liftopt.sources import ChunkError, MaskedWeights, Source, as_source, is_dask
 from liftopt.tables import as_table
 
 Array = npt.NDArray[Any]
@@ -203,6 +203,11 @@ class Stream:
         )
         assert X is not None
         return X, y, weight
+
+    def without(self, index: Array) -> Stream:
+        """The same rows, those of a sorted ``index`` with weight zero: no method learns from them."""
+        weight = MaskedWeights(self._weight, (self.n_rows,), index)
+        return Stream(self._X, self._y, weight, self.memory_limit, self.executor, self._callback)
 
     def identity(self) -> tuple[Array, Array]:
         """Arrays that tell this stream from others: its size, and its first and last row."""

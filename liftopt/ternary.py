@@ -87,14 +87,14 @@ class TernaryClassifier(DiscreteTraining, NetworkClassifier):
     classes_: Array
 
     def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> TernaryClassifier:
-        """Train on ``X`` (n, d) and labels ``y`` (n,).
+        """Train on ``X`` (n, d) and labels ``y`` (n,), or on a stream.
 
         Raises
         ------
         ValueError
             If a parameter is out of range or the data cannot be used.
         """
-        self._fit(self._check_training_data(X, y, sample_weight))
+        self._fit_any(X, y, sample_weight)
         return self
 
 
@@ -105,12 +105,12 @@ class TernaryRegressor(DiscreteTraining, NetworkRegressor):
     """
 
     def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> TernaryRegressor:
-        """Train on ``X`` (n, d) and targets ``y`` (n,) or (n, outputs).
+        """Train on ``X`` (n, d) and targets ``y`` (n,) or (n, outputs), or on a stream.
 
         Raises
         ------
         ValueError
             If a parameter is out of range or the data cannot be used.
         """
-        self._fit(self._check_training_data(X, y, sample_weight))
+        self._fit_any(X, y, sample_weight)
         return self

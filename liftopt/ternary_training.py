@@ -11,7 +11,7 @@ is the published coordinate loop: weights and biases all in C, no scales, random
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -21,7 +21,14 @@ from scipy import special
 from sklearn.utils import check_random_state
 
 from liftopt.activations import ReLU, get_activation
-from liftopt.base import TrainingData, check_layer_sizes, holdout_split, initial_network
+from liftopt.base import (
+    NetworkClassifier,
+    TrainingData,
+    check_layer_sizes,
+    holdout_split,
+    initial_network,
+)
+from liftopt.chunks import labels_of
 from liftopt.discrete_loop import SearchLoop
 from liftopt.discrete_search import Objective
 from liftopt.discrete_stages import Stage, quantise_stages, random_stages, with_numbers
@@ -37,9 +44,12 @@ from liftopt.solvers.result import Callback, Record
 from liftopt.solvers.softmax_search import softmax_origin
 from liftopt.solvers.validation import as_count, as_scalar
 from liftopt.solvers.value_sets import TERNARY, FiniteWeights, as_values
+from liftopt.streams import Stream, as_stream
+from liftopt.ternary_stream import fitted_start, quantise_streamed, sample_size
 
 Array = npt.NDArray[Any]
 Algorithm = Literal["layerwise", "literal"]
+_Quantise = Callable[..., tuple[list[Any], list[Stage]]]
 
 DEFAULT_START = "manifold"
 _RANGE_RATIO = 4.0
@@ -51,6 +61,10 @@ class DiscreteTraining:
     network_: Network
     history_: list[Record]
     n_iter_: int
+    _check_training_data: Callable[..., TrainingData]
+    _training_data: Callable[..., TrainingData]
+    _classes_of: Callable[[Array], Array]
+    _set_features: Callable[[Stream], None]
 
     def __init__(
         self,
@@ -91,20 +105,52 @@ class DiscreteTraining:
         self.callback = callback
         self.verbose = verbose
 
+    def _fit_any(self, X: Any, y: Any, sample_weight: Any) -> None:
+        """Train on arrays, on a stream that fits in memory, or else on its statistics and a sample."""
+        rows = as_stream(X, y, sample_weight)
+        if rows is None or rows.fits_in_memory:
+            self._fit(self._check_training_data(X, y, sample_weight))
+        elif self.algorithm == "literal":
+            rows.load_for(f"{type(self).__name__} with algorithm='literal'")
+        elif isinstance(self.init, str) and self.init == "random":
+            rows.load_for(f"{type(self).__name__} with init='random'")
+        else:
+            self._fit_stream(rows)
+
+    def _fit_stream(self, rows: Stream) -> None:
+        """Train on the chunks of a stream and set the fitted attributes."""
+        values, tol = self._check_parameters()
+        rows.require_target(f"{type(self).__name__}.fit")
+        recorder = Recorder.of(self, *rows.identity())
+        random_state = recorder.random_state()
+        if isinstance(self, NetworkClassifier):
+            self.classes_ = self._classes_of(rows.reduce(labels_of, np.union1d, checks_rows=True))
+        index = rows.sample_index(sample_size(self, rows), random_state.randint(2**31))
+        X, y, weight = rows.take(index)
+        data = self._training_data(X, np.asarray(y), weight)
+        if weight is not None:
+            index, data = index[weight > 0], data.rows(np.flatnonzero(weight > 0))
+        self._fit_layerwise(data, values, tol, random_state, recorder, rows, index)
+        self._set_features(rows)
+        recorder.close()
+
     def _fit(self, data: TrainingData) -> None:
         """Train on checked data and set the fitted attributes."""
-        values = as_values(self.values)
-        as_count("max_iter", self.max_iter)
-        tol = as_scalar("tol", self.tol, low=0.0)
+        values, tol = self._check_parameters()
         recorder = Recorder.of(self, data.X, data.target, data.weight)
         random_state = recorder.random_state()
         if self.algorithm == "literal":
             self._fit_literal(data, values, tol, random_state, recorder)
-        elif self.algorithm == "layerwise":
-            self._fit_layerwise(data, values, tol, random_state, recorder)
         else:
-            raise ValueError(f"algorithm must be 'layerwise' or 'literal', got {self.algorithm!r}")
+            self._fit_layerwise(data, values, tol, random_state, recorder)
         recorder.close()
+
+    def _check_parameters(self) -> tuple[Array, float]:
+        """Checked value set and tolerance."""
+        if self.algorithm not in ("layerwise", "literal"):
+            raise ValueError(f"algorithm must be 'layerwise' or 'literal', got {self.algorithm!r}")
+        as_count("max_iter", self.max_iter)
+        return as_values(self.values), as_scalar("tol", self.tol, low=0.0)
 
     def _fit_layerwise(
         self,
@@ -113,11 +159,16 @@ class DiscreteTraining:
         tol: float,
         random_state: np.random.RandomState,
         recorder: Recorder,
+        stream: Stream | None = None,
+        index: Array | None = None,
     ) -> None:
+        """Train on ``data``, which are the rows ``index`` of the ``stream`` if there is one."""
         seeds = random_state.randint(2**31, size=2)  # drawn first, so that they do not depend on the rows
         rows, held = holdout_split(data, self.validation_fraction, random_state)
         train, held_out = data.rows(random_state.permutation(rows)), data.rows(held)
-        start = self._float_start(train, random_state)
+        if stream is not None and index is not None:
+            stream = stream.without(index[held])
+        start = self._float_start(train, random_state, stream)
         input_map = self._map(train, start)
         if input_map is not None:
             train = train._replace(X=input_map.transform(train.X))
@@ -128,7 +179,10 @@ class DiscreteTraining:
             train = train._replace(X=train.X.reshape(-1, *start.input_shape))
             held_out = held_out._replace(X=held_out.X.reshape(-1, *start.input_shape))
         softness = self._softness(start, train)
-        lead, stages = self._discrete_start(start, train, values, int(seeds[0]), softness)
+        quantise: _Quantise = partial(quantise_stages, X=train.X, weight=train.weight)
+        if stream is not None:
+            quantise = partial(quantise_streamed, rows=stream, input_map=input_map)
+        lead, stages = self._discrete_start(start, train, values, int(seeds[0]), softness, quantise)
         objective = self._objective(start, train, softness)
         loop = SearchLoop(lead, stages, train, held_out, objective, recorder, tol=tol, seed=int(seeds[1]))
         name = type(self).__name__
@@ -137,16 +191,18 @@ class DiscreteTraining:
         stages = [*best[:-1], _sharpened(best[-1], softness or 1.0)]
         self.network_ = _packed_network(lead, stages, self._input_shape(data), input_map, self.packing)
 
-    def _float_start(self, train: TrainingData, random_state: np.random.RandomState) -> Network | None:
-        """The float network, or None if the search starts without one."""
+    def _float_start(
+        self, train: TrainingData, random_state: np.random.RandomState, stream: Stream | None
+    ) -> Network | None:
+        """The float network, or None if the search starts without one; of the rows of a stream, if given."""
         hidden = check_layer_sizes(self.hidden_layer_sizes)
         init = self.network_ if self._continues() else self.init
-        if isinstance(init, str) and init == "random":
-            return None
-        if init is None and not hidden:
+        if stream is None and (init == "random" if isinstance(init, str) else init is None and not hidden):
             return None
         init = DEFAULT_START if init is None else init
         parameters = {"hidden_layer_sizes": hidden, "activation": self.activation}
+        if stream is not None and isinstance(init, str):
+            init = fitted_start(init, stream, train.task, random_state=random_state, **parameters)
         network = start_of_blocks(init, train, random_state, **(parameters if isinstance(init, str) else {}))
         return None if network is None else network.astype(train.X.dtype)
 
@@ -174,11 +230,17 @@ class DiscreteTraining:
         return standardise(train.X, train.weight)
 
     def _discrete_start(
-        self, start: Network | None, train: TrainingData, values: Array, seed: int, softness: float | None
+        self,
+        start: Network | None,
+        train: TrainingData,
+        values: Array,
+        seed: int,
+        softness: float | None,
+        quantise: _Quantise,
     ) -> tuple[list[Any], list[Stage]]:
-        """Parameter-free layers in front and the stages to search from."""
+        """Parameter-free layers in front and the stages to search from, those of ``quantise`` for a start."""
         if start is not None:
-            lead, stages = quantise_stages(start, train.X, values, train.weight)
+            lead, stages = quantise(start, values=values)
             return lead, [*stages[:-1], _sharpened(stages[-1], 1.0 / (softness or 1.0))]
         sizes = (train.X.shape[1], *check_layer_sizes(self.hidden_layer_sizes), train.target.shape[1])
         shape = initial_network(sizes, self.activation, train.task, train.X.dtype, check_random_state(seed))

@@ -123,6 +123,7 @@ class Moments:
         gram += other.gram
         gram *= sign
         gram += self.gram
+        _clip_diagonal(gram)
         return Moments(
             self.n_rows + sign * other.n_rows,
             weight,
@@ -335,16 +336,23 @@ def _accumulate(X: Array, Y: Array, root: Array | None, kind: np.dtype[Any]) -> 
         sums += target[:, c] @ target
     weight, sum_x, sum_y = float(sums[c]), cross[:, c], sums[:c]
     scale = 1.0 / weight if weight > 0.0 else 0.0
+    gram -= np.outer(scale * sum_x, sum_x)
+    _clip_diagonal(gram)
     return Moments(
         n,
         weight,
         shift_x + scale * sum_x,
         shift_y + scale * sum_y,
-        gram - np.outer(scale * sum_x, sum_x),
+        gram,
         cross[:, :c] - np.outer(scale * sum_x, sum_y),
         np.maximum(target_square - scale * sum_y**2, 0.0),
         ROUNDING[kind],
     )
+
+
+def _clip_diagonal(gram: Array) -> None:
+    """Squares that cancelled to below zero are rounding errors of zero."""
+    np.fill_diagonal(gram, np.maximum(gram.diagonal(), 0.0))
 
 
 def _as_floats(name: str, value: npt.ArrayLike) -> Array:

@@ -154,3 +154,14 @@ def test_bad_input_is_named():
         moments(X, Y) + 1  # type: ignore[operator]
     with pytest.raises(TypeError):
         moments(X, Y) - 1  # type: ignore[operator]
+
+
+def test_squares_never_fall_below_zero():
+    X = np.zeros((4000, 40), dtype=np.float32)
+    rows = np.random.default_rng(0).integers(0, 4000, 40)
+    X[rows, np.arange(40)] = np.float32(0.7)  # a single number in a column: all of its square cancels nearly
+    parts = [moments(X[i : i + 500] + np.float32(3.1), X[i : i + 500, :1]) for i in range(0, 4000, 500)]
+    whole = tree_reduce(Moments.__add__, parts)
+    for part in parts:
+        assert part.gram.diagonal().min() >= 0.0
+        assert (whole - part).gram.diagonal().min() >= 0.0
