@@ -50,6 +50,7 @@ from liftopt.spline_stream import (
     Frame,
     Passes,
     SumRows,
+    Survey,
     fold_errors,
     frame_of,
     make_frame,
@@ -172,7 +173,16 @@ class _SplineEstimator(SplineReport):
         found = survey(rows, classify=classify, random_state=recorder.random_state())
         if classify:
             self.classes_ = self._classes_of(found.labels)
-        data, frame, passes = self._training_data(*found.rows), make_frame(found), Passes(rows, recorder)
+        data = self._training_data(*found.rows)
+        self._set_spline(self._spline_by_passes(rows, found, data, recorder), data)
+        self._set_features(rows)
+        recorder.close()
+
+    def _spline_by_passes(
+        self, rows: Stream, found: Survey, data: TrainingData, recorder: Recorder
+    ) -> Spline:
+        """Spline of a surveyed stream; ``data`` are the sample."""
+        frame, passes = make_frame(found), Passes(rows, recorder)
         n, sum_rows = found.weight * frame.unit, passes.over(frame)
         knots = choose_hinge_knots(
             data.X,
@@ -195,10 +205,7 @@ class _SplineEstimator(SplineReport):
             kept = basis.subset(path.subset(size))
             basis, path = refined_by_sample(kept, sample, sum_rows, _margin(data.X.shape[0]))
             size = len(basis)
-        spline = self._spline(basis, path, size, n)
-        self._set_spline(self._with_head(spline, frame, data, passes, recorder), data)
-        self._set_features(rows)
-        recorder.close()
+        return self._with_head(self._spline(basis, path, size, n), frame, data, passes, recorder)
 
     def _set_spline(self, spline: Spline, data: TrainingData) -> None:
         """Set the fitted spline, and the network that equals it where there is one."""

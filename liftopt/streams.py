@@ -181,8 +181,8 @@ class Stream:
                 f"{who} works on all rows at once and needs about {show_bytes(_COPIES * self.nbytes)} for "
                 f"{self.n_rows} rows of {self.n_features} features, more than memory_limit="
                 f"{show_bytes(self.memory_limit)}: raise memory_limit, fit to a sample "
-                "(X, y, weight = rows.sample(100_000)), or use a method that takes statistics of chunks "
-                "(ManifoldClassifier, ManifoldRegressor)"
+                "(X, y, weight = rows.sample(100_000)), or use a method that makes passes over chunks "
+                "(manifold, fenchel, spline, ternary)"
             )
         return self.load()
 
