@@ -41,7 +41,7 @@ from liftopt.recording import Recorder, run_interruptible
 from liftopt.solvers.affine import AffineMap
 from liftopt.solvers.least_squares import solve_ridge_moments
 from liftopt.solvers.margin_passes import Pull, add_pulls, pull_of_rows, solve_margin_passes
-from liftopt.solvers.moments import Moments, moments, moments_of_chunks, tree_reduce
+from liftopt.solvers.moments import Moments, moments_of_chunks, tree_reduce
 from liftopt.streams import Stream
 
 Array = npt.NDArray[Any]
@@ -321,7 +321,7 @@ def _survey_of(classify: bool, chosen: Array, rows: ChunkRows) -> Survey:
     if classify:
         return Survey(np.unique(y[used]), None, mass, sample)
     numbers = y.reshape(y.shape[0], -1).astype(np.float64)
-    return Survey(None, moments(numbers, numbers, sample_weight=rows.weight), mass, sample)
+    return Survey(None, moments_of_chunks([(numbers, numbers, rows.weight)]), mass, sample)
 
 
 def _frame(found: Survey, input_map: InputMap, data: TrainingData) -> Frame:

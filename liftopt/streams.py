@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from liftopt.chunks import Chunk, ChunkRows, OnChunk, chosen_rows, chunk_ranges, load_checked
 from liftopt.executor import Executor, as_executor
-from liftopt.solvers.moments import Moments, moments
+from liftopt.solvers.moments import Moments, moments_of_chunks
 from liftopt.sources import ChunkError, MaskedWeights, Source, as_source, is_dask
 from liftopt.tables import as_table
 
@@ -389,5 +389,8 @@ def _column(data: Any, name: str) -> Source | None:
 
 
 def _moments_of(dtype: npt.DTypeLike | None, rows: ChunkRows) -> Moments:
+    """Statistics of a chunk, one leaf of the tree; all of its rows may have weight zero."""
     assert rows.y is not None
-    return moments(rows.X, rows.y, sample_weight=rows.weight, dtype=dtype)
+    if rows.weight is not None and np.min(rows.weight) < 0.0:
+        raise ValueError("sample_weight must be non-negative")
+    return moments_of_chunks([(rows.X, rows.y, rows.weight)], dtype=dtype)

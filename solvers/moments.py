@@ -317,8 +317,10 @@ def _accumulate(X: Array, Y: Array, root: Array | None, kind: np.dtype[Any]) -> 
     n, d, c = *X.shape, Y.shape[1]
     shift_x = X[:_BLOCK_ROWS].mean(axis=0, dtype=np.float64).astype(kind)
     shift_y = Y[:_BLOCK_ROWS].mean(axis=0, dtype=np.float64)
+    # page faults add up: the product's memory is reused, and np.zeros would fault twice, read and written
+    gram, product = np.full((d, d), 0.0), np.empty((d, d), dtype=kind)
     # a last target of 1, so that the products hold the sums as well
-    gram, cross = np.zeros((d, d)), np.zeros((d, c + 1))
+    cross = np.zeros((d, c + 1))
     target_square, sums = np.zeros(c), np.zeros(c + 1)
     block, target = np.empty((min(n, _BLOCK_ROWS), d), dtype=kind), np.empty((min(n, _BLOCK_ROWS), c + 1))
     for start in range(0, n, _BLOCK_ROWS):
@@ -330,7 +332,7 @@ def _accumulate(X: Array, Y: Array, root: Array | None, kind: np.dtype[Any]) -> 
         if root is not None:
             block *= root[rows].astype(kind)
             target *= root[rows]
-        gram += block.T @ block
+        gram += np.matmul(block.T, block, out=product)
         cross += block.T @ target.astype(kind)
         target_square += np.einsum("ij,ij->j", target[:, :c], target[:, :c])
         sums += target[:, c] @ target

@@ -139,7 +139,7 @@ def test_predictions_come_chunk_by_chunk(data):
 def test_weights_count(data, unseen):
     X, y, _ = data
     weight = np.ones(N)
-    weight[::2] = 0.0
+    weight[::2] = weight[:3000] = 0.0  # a whole chunk among them
     y = np.where(weight > 0, y, 100.0)  # rows without weight must not be seen
     rows = stream(X, y, sample_weight=weight, memory_limit=LIMIT, executor="serial")
     assert ManifoldRegressor((32,), random_state=0).fit(rows).score(*unseen[:2]) > 0.7

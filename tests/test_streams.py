@@ -411,3 +411,19 @@ def test_tasks_are_pure_functions_of_rows(data):
     X, y, _ = data
     rows = stream(X, y, memory_limit=LIMIT, executor="serial")
     assert sum(rows.map(partial(lambda scale, part: scale * part.X.sum(), 2.0))) == pytest.approx(2 * X.sum())
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_rows_left_out_count_nothing_even_whole_chunks_of_them(data, weighted):
+    X, y, weight = data
+    weight = weight if weighted else None
+    left_out = np.r_[0:130, 200]
+    rows = stream(X, y, sample_weight=weight, memory_limit=LIMIT, executor="serial").without(left_out)
+    kept = np.setdiff1d(np.arange(N), left_out)
+    expected = moments(X[kept], y[kept], sample_weight=None if weight is None else weight[kept])
+    found = rows.moments()
+    np.testing.assert_allclose(found.gram, expected.gram, rtol=1e-10)
+    np.testing.assert_allclose(found.cross, expected.cross, rtol=1e-9)
+    assert found.weight == expected.weight
+    with pytest.raises(ChunkError, match=r"chunk 1 of .*sample_weight must be non-negative"):
+        stream(X, y, sample_weight=-np.ones(N), memory_limit=LIMIT, executor="serial").moments()
