@@ -127,7 +127,8 @@ class ChunkPasses:
         if not self.queue:
             self.queue = self.random_state.permutation(len(self.rows.chunks)).tolist()
         found = load_checked(self.rows.chunks[self.queue.pop()])
-        self.estimator._stream_fit(self._data(*found[:3]), self.random_state)
+        if found.weight is None or np.any(found.weight > 0):
+            self.estimator._stream_fit(self._data(*found[:3]), self.random_state)
         self.done += 1
 
     def _data(self, X: Array, y: Array | None, weight: Array | None) -> TrainingData:

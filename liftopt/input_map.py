@@ -70,7 +70,7 @@ class InputMap:
         mean, factor = self.mean.astype(X.dtype), self.factor.astype(X.dtype)
         n, d = X.shape
         out = np.empty((n, self.n_components), dtype=X.dtype)
-        size = min(n, max(64, _CHUNK_BYTES // max(1, d * X.itemsize)))
+        size = max(1, min(n, max(64, _CHUNK_BYTES // max(1, d * X.itemsize))))
         centred = np.empty((size, d), dtype=X.dtype)
         for start in range(0, n, size):
             rows = X[start : start + size]

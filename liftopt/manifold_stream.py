@@ -84,7 +84,8 @@ class Frame(NamedTuple):
         """Targets (m, c): -1 and +1 for labels, scaled numbers else."""
         if self.classes is not None:
             return np.where(np.asarray(y)[:, None] == self.classes, 1.0, -1.0).astype(dtype)
-        return ((np.asarray(y).reshape(len(y), -1) - self.centre) / self.spread).astype(dtype)
+        numbers = np.asarray(y).reshape(-1, self.centre.size)
+        return ((numbers - self.centre) / self.spread).astype(dtype)
 
 
 class Features(NamedTuple):
@@ -246,7 +247,8 @@ class StreamSearch(SweepSearch):
         for position, chunk in enumerate(chunks):
             self.descent.rows = self.swept.load(chunk)
             order = self.random_state.permutation(self.descent.rows.Z.shape[0])
-            self.descent.sweep(order, partial(_share_of, scale, position, len(chunks)))
+            if order.size:
+                self.descent.sweep(order, partial(_share_of, scale, position, len(chunks)))
         self.descent.rows = own
 
     def state(self) -> State:

@@ -8,10 +8,10 @@ from sklearn.exceptions import NotFittedError
 
 from liftopt import (
     ChunkError,
+    HingingHyperplaneRegressor,
     ManifoldClassifier,
     ManifoldRegressor,
     SplineRegressor,
-    TernaryRegressor,
     stream,
 )
 from liftopt.executor import JoblibExecutor
@@ -110,8 +110,10 @@ def test_what_fits_in_memory_is_fitted_as_arrays(data):
 def test_what_does_not_fit_says_what_to_do(data):
     X, y, labels = data
     rows = stream(X, labels, memory_limit=LIMIT)
-    with pytest.raises(ValueError, match=r"TernaryRegressor works on all rows at once.*rows\.sample"):
-        TernaryRegressor().fit(stream(X, y, memory_limit=LIMIT))
+    with pytest.raises(
+        ValueError, match=r"HingingHyperplaneRegressor works on all rows at once.*rows\.sample"
+    ):
+        HingingHyperplaneRegressor().fit(stream(X, y, memory_limit=LIMIT))
     with pytest.raises(ValueError, match="backward='low_rank' works on all rows"):
         ManifoldClassifier(backward="low_rank", activation="sigmoid").fit(rows)
     with pytest.raises(ValueError, match="head='stiefel_svm' needs all rows"):
