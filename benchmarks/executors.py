@@ -24,8 +24,9 @@ from common import measure, median_iqr, parse_arguments, write_record  # isort: 
 import numpy as np
 import psutil
 from distributed import Client, LocalCluster
+from sklearn.base import clone
 
-from liftopt import stream
+from liftopt import FenchelRegressor, SplineRegressor, TernaryRegressor, stream
 from liftopt.chunks import ChunkRows
 from liftopt.executor import (
     AutoExecutor,
@@ -38,7 +39,7 @@ from liftopt.executor import (
 from liftopt.solvers import Moments, moments
 from liftopt.streams import Stream
 
-FEATURES = 512
+FEATURES, FIT_FEATURES = 512, 64
 SEED = 0
 REPEATS = 5
 NOTES = [
@@ -55,6 +56,19 @@ NOTES = [
     "Equal bits: the Gram matrix of every run against that of the serial one.",
 ]
 
+FITS = {
+    "spline, 21 terms": SplineRegressor(max_degree=1, max_terms=21, random_state=SEED),
+    "spline of degree 2, 11 terms": SplineRegressor(max_terms=11, random_state=SEED),
+    "fenchel, monotone, 6 sweeps": FenchelRegressor(
+        hidden_layer_sizes=(64,), mode="monotone", max_iter=6, tol=0.0, random_state=SEED
+    ),
+    "ternary, 64 units": TernaryRegressor(hidden_layer_sizes=(64,), max_iter=1, random_state=SEED),
+}
+FIT_NOTES = [
+    f"Rows of {FIT_FEATURES} float32 features in files; whole fits, best of the repeats. What depends on the "
+    "order of rows runs in this process: the sample's sweeps of Fenchel networks, start and search of "
+    "ternary ones.",
+]
 SMALL_NOTES = ["Arrays in memory, float64, 32 features, about 20 chunks; a cluster of two workers is there."]
 KILL_NOTES = ["SIGKILL after the first and after the second wave of chunks; dask restarts the workers."]
 
@@ -188,6 +202,43 @@ def kills(folder: Path, chunk_rows: int) -> dict[str, Any]:
     }
 
 
+def fits(folder: Path, count: int, repeats: int) -> list[dict[str, Any]]:
+    """Whole fits in this process and in two, and whether the networks agree."""
+    rng = np.random.default_rng(SEED)
+    X = rng.standard_normal((count, FIT_FEATURES), np.float32)
+    np.save(folder / "fit_X.npy", X)
+    np.save(folder / "fit_y.npy", np.sin(X[:, 0]) + np.abs(X[:, 1]) + 0.1 * rng.standard_normal(count))
+    files = folder / "fit_X.npy", folder / "fit_y.npy"
+    limit = count * FIT_FEATURES * 4 // 2
+    found = []
+    for name, estimator in FITS.items():
+        walls: dict[str, list[float]] = {}
+        busiest: dict[str, list[float]] = {}
+        networks = set()
+        for repeat in range(repeats + 1):  # the first round warms workers and page cache
+            for case, executor in {"serial": SerialExecutor(), "joblib 2": JoblibExecutor(2)}.items():
+                rows = stream(*files, memory_limit=limit, executor=executor)
+                run, cpu = busiest_process(partial(clone(estimator).fit, rows))
+                networks.add(b"".join(layer.weight.tobytes() for layer in run.value.network_.layers))
+                if repeat:
+                    walls.setdefault(case, []).append(run.wall)
+                    busiest.setdefault(case, []).append(cpu)
+        one, two = (min(walls[case]) for case in ("serial", "joblib 2"))
+        cpu = min(busiest["serial"]) / min(busiest["joblib 2"])
+        found.append(
+            {
+                "fit": name,
+                "rows": count,
+                "serial_s": one,
+                "joblib_2_s": two,
+                "speed_up_wall": one / two,
+                "speed_up_cpu": cpu,
+                "same_bits": len(networks) == 1,
+            }
+        )
+    return found
+
+
 def small_data(client: Any, repeats: int) -> list[dict[str, Any]]:
     """Wall seconds of a pass over little data by executor, and what the automatic choice takes."""
     rng = np.random.default_rng(SEED)
@@ -223,7 +274,7 @@ def table(title: str, rows: list[dict[str, Any]], notes: list[str]) -> dict[str,
 
 
 def main() -> None:
-    """Run the three parts, record."""
+    """Run the four parts, record."""
     quick = parse_arguments(__doc__).quick
     repeats, count, chunk_rows = (1, 64_000, 2_000) if quick else (REPEATS, 1_024_000, 32_000)
     with tempfile.TemporaryDirectory() as name:
@@ -233,20 +284,29 @@ def main() -> None:
         # before any cluster: dask puts MALLOC_TRIM_THRESHOLD_ into the environment that loky inherits
         in_processes = serial | {"joblib 1": JoblibExecutor(1), "joblib 2": JoblibExecutor(2)}
         scaled = scaling(folder, in_processes, chunk_rows, repeats)
+        fitted = fits(folder, count // 2, 1 if quick else 2)
         with cluster(1) as client:
             scaled += scaling(folder, serial | {"dask 1": DaskExecutor(client)}, chunk_rows, repeats)[1:]
         with cluster(2) as client:
             scaled += scaling(folder, serial | {"dask 2": DaskExecutor(client)}, chunk_rows, repeats)[1:]
             small = small_data(client, repeats)
         killed = kills(folder, chunk_rows // 4 if not quick else chunk_rows)
-    for row in (*scaled, *small, killed):
+    for row in (*scaled, *fitted, *small, killed):
         print(row)
     tables = [
         table("Executors: statistics pass on one and two workers, measured and modelled", scaled, NOTES),
+        table("Executors: whole fits of streams beyond memory", fitted, FIT_NOTES),
         table("Executors: small data, seconds a pass", small, SMALL_NOTES),
         table("Executors: two workers, each killed once in the middle of a pass", [killed], KILL_NOTES),
     ]
-    payload = {"seeds": [SEED], "scaling": scaled, "small": small, "kills": killed, "table": tables}
+    payload = {
+        "seeds": [SEED],
+        "scaling": scaled,
+        "fits": fitted,
+        "small": small,
+        "kills": killed,
+        "table": tables,
+    }
     write_record("executors", payload, quick=quick)
 
 

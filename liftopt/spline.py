@@ -340,7 +340,7 @@ class SplineRegressor(_SplineEstimator, NetworkRegressor):
         its form. A number trains the network from the spline for that many gradient epochs (needs torch); a
         tenth of the rows is held out, and the best epoch on them is kept, the spline included.
     n_jobs : int
-        Threads.
+        Threads, for rows in memory.
     random_state : int, RandomState or None
         For the folds of ``pruning="cv"``, the rows held out by ``refine``, and the sample of a stream.
     checkpoint : path-like, optional

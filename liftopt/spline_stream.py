@@ -119,7 +119,10 @@ class Frame(NamedTuple):
 
 
 class Passes:
-    """Sums over the rows of a stream, in the order in which solvers ask; a checkpoint holds those made."""
+    """Sums over the rows of a stream, in the order in which solvers ask.
+
+    A checkpoint holds those made, but for passes that only end an interrupted fit.
+    """
 
     def __init__(self, rows: Stream, recorder: Recorder) -> None:
         self._rows, self._recorder = rows, recorder
@@ -144,7 +147,7 @@ class Passes:
             return self._made[-1]
         task_of_chunk = partial(frame.sums, task)
         sums = self._rows.reduce(task_of_chunk, add_row_sums, chunks=chunks, checks_rows=True)
-        if self._recorder.has_checkpoint:
+        if self._recorder.has_checkpoint and not self._recorder.interrupted:
             self._made.append(sums)
             self._recorder.save(lambda: {"passes": self._made})
         return sums
@@ -282,7 +285,7 @@ def _survey_of(classify: bool, chosen: Array, rows: ChunkRows) -> Survey:
     else:
         numbers = y.reshape(len(y), -1).astype(np.float64)
         targets = moments_of_chunks([(numbers, numbers, None if rows.weight is None else weight)])
-    X = rows.X[weight > 0]
+    X = rows.X if rows.weight is None else rows.X[weight > 0]
     return Survey(
         labels,
         masses,

@@ -40,6 +40,7 @@ from .row_sums import RowSums, add_row_sums, row_blocks, target_sums
 from .validation import as_scalar
 
 Array = npt.NDArray[Any]
+
 _LIKELY_TERMS = 6  # candidates, with their mirror images, that a pass looks ahead to
 _PASS_SHARE = 4  # of the memory for inner products: those of one pass
 _LIKELY_PARENTS = 4  # banks that a pass brings up to date
@@ -94,7 +95,7 @@ def select_hinges_passes(
         As for :func:`~liftopt.solvers.select_hinges`.
     memory : float
         Bytes that inner products with the candidates of interactions may take. When they are used up, the
-        parents of the smallest gain are closed for good.
+        parents of the smallest gain are closed for good, and ``message`` says how many.
 
     Returns
     -------
@@ -182,7 +183,7 @@ def sweep_sums(
 
 
 class PassSearch(HingeSearch[PassBank]):
-    """A search whose rows are reached by passes only; ``passes`` counts them."""
+    """A search whose rows are reached by passes only; ``passes`` counts them, ``n_closed`` closed parents."""
 
     def __init__(
         self,
@@ -195,7 +196,7 @@ class PassSearch(HingeSearch[PassBank]):
         memory: float,
     ) -> None:
         super().__init__(plan, knots, sums.size)
-        self._sum_rows, self._memory, self.passes = sum_rows, memory, 1
+        self._sum_rows, self._memory, self.passes, self.n_closed = sum_rows, memory, 1, 0
         self.factor[0, 0] = np.sqrt(weight)
         self.projections[0] = sums / self.factor[0, 0]
         self.total = self.rss = max(squares - float(self.projections[0] @ self.projections[0]), 0.0)
@@ -215,7 +216,10 @@ class PassSearch(HingeSearch[PassBank]):
     def result(self) -> Result:
         """The model so far, certified, with the number of ``passes`` that it took."""
         found = super().result()
-        return replace(found, info={**found.info, "passes": self.passes})
+        message = found.message
+        if self.n_closed:
+            message += f"; {self.n_closed} parents were closed for want of memory"
+        return replace(found, message=message, info={**found.info, "passes": self.passes})
 
     def refresh(self, bank: PassBank) -> None:
         """Project the bank off the terms that joined since it was last seen, and find its best candidate."""
@@ -307,6 +311,7 @@ class PassSearch(HingeSearch[PassBank]):
                 return
             used -= bank.nbytes
             self.banks.remove(bank)
+            self.n_closed += 1
 
     def _likely(self, banks: Sequence[PassBank]) -> list[Term]:
         """Candidates that may soon join: the best of every variable, and their mirror images."""
@@ -325,7 +330,7 @@ class PassSearch(HingeSearch[PassBank]):
                     DEPENDENT,
                 )
                 if gain > 0:
-                    sides = (0, 1) if self.plan.pairs else (side,)
+                    sides = (0, 1) if self.plan.pairs and bank.is_pair(t, knot) else (side,)
                     worth = gain / bank.gain * self.worth(bank) if bank.gain > 0 else gain
                     found.append((worth, [self.candidate(bank, t, s, knot)[0] for s in sides]))
         found.sort(key=lambda pair: -pair[0])

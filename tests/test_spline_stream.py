@@ -207,6 +207,24 @@ def test_a_resumed_fit_is_the_same_and_makes_no_pass_twice(data, estimator, tmp_
         estimator(checkpoint=tmp_path / "none" / "c").fit(rows)
 
 
+def test_a_fit_goes_on_after_ctrl_c(data, tmp_path, monkeypatch):
+    X, _, labels = data
+    monkeypatch.setattr("liftopt.checkpoint._SHARE", 0.0)
+    settings = {"max_terms": 25, "random_state": 3}
+
+    def interrupt(step):
+        if step["n_terms"] > 9:
+            raise KeyboardInterrupt
+
+    path = tmp_path / "c"
+    with pytest.warns(UserWarning, match="interrupted"):
+        SplineClassifier(**settings, checkpoint=path, callback=interrupt).fit(rows_of(X, labels))
+    assert path.exists()
+    resumed = SplineClassifier(**settings, checkpoint=path).fit(rows_of(X, labels))
+    assert same(resumed.network_, SplineClassifier(**settings).fit(rows_of(X, labels)).network_)
+    assert not path.exists()
+
+
 _KILLED = """
 import os, signal, sys
 import numpy as np

@@ -101,6 +101,8 @@ def test_little_memory_closes_parents_only(data):
     none = select_hinges_passes(passes_over(X, Y), knots, **settings, memory=0.0)
     assert rich.objective <= poor.objective <= 1.5 * rich.objective
     assert none.objective < 0.9 * none.info["total"]
+    assert "closed" not in rich.message
+    assert "parents were closed for want of memory" in poor.message
     B = poor.x(X)
     coefficients = np.linalg.lstsq(B, Y, rcond=None)[0]
     assert poor.objective == pytest.approx(np.sum((Y - B @ coefficients) ** 2), rel=1e-9)
