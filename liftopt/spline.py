@@ -148,8 +148,6 @@ class _SplineEstimator(SplineReport):
 
     def _fit_spline(self, data: TrainingData, recorder: Recorder) -> Spline:
         """Spline of checked data."""
-        if data.weight is not None:
-            data = data.rows(np.flatnonzero(data.weight))
         frame, omega = frame_of(data), repetitions(data.weight)
         X, target = np.asarray(data.X, dtype=np.float64), frame.scaled(data.target)
         n = float(X.shape[0] if omega is None else omega.sum())
@@ -158,8 +156,11 @@ class _SplineEstimator(SplineReport):
         size = self._size(path, n, lambda: self._fold_errors(data, X, target, omega), recorder)
         basis = self.result_.x
         if self.refine is True and not recorder.interrupted:
-            kept = basis.subset(path.subset(size))
-            refined = refine_knots(kept, X, target, sample_weight=omega, margin=_margin(X.shape[0]))
+            kept, used = basis.subset(path.subset(size)), np.arange(X.shape[0])
+            if omega is not None:
+                used, omega = np.flatnonzero(omega), omega[omega > 0]
+            margin = _margin(used.size)
+            refined = refine_knots(kept, X[used], target[used], sample_weight=omega, margin=margin)
             basis, path, size = refined.x, path_of(refined), len(kept)
         return self._with_head(self._spline(basis, path, size, n), frame, data)
 
@@ -300,7 +301,7 @@ def _run(search: RowSearch | PassSearch, recorder: Recorder) -> Result:
 
 
 def _record(recorder: Recorder, step: Record) -> bool:
-    return recorder.add(n_terms=step["n_terms"], rss=step["rss"])
+    return recorder.add(n_terms=step["n_terms"], objective=step["rss"])
 
 
 def _margin(n_rows: int) -> int:
@@ -363,7 +364,8 @@ class SplineRegressor(_SplineEstimator, NetworkRegressor):
     result_ : Result
         Outcome of the forward pass: trace, reason for stopping.
     history_ : list of dict
-        One record a step of the forward pass: ``iteration``, ``time``, ``cpu``, ``n_terms``, ``rss``.
+        One record a step of the forward pass: ``iteration``, ``time``, ``cpu``, ``n_terms``, ``objective``
+        (residual sum of squares of the scaled targets).
 
     Notes
     -----

@@ -139,7 +139,7 @@ class Passes:
         """Add a step of the forward pass to the history, unless it is there from before a checkpoint."""
         if step["iteration"] < self._past:
             return False
-        return self._recorder.add(n_terms=step["n_terms"], rss=step["rss"])
+        return self._recorder.add(n_terms=step["n_terms"], objective=step["rss"])
 
     def _sum(self, frame: Frame, chunks: Sequence[Chunk] | None, task: RowSums) -> list[Array]:
         if len(self._made) < len(self._known):

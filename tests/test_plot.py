@@ -53,8 +53,10 @@ def test_convergence_of_estimators_and_recipes():
     display = ConvergenceDisplay.from_estimator(recipe, over="time")
     assert {text.get_text().strip() for text in display.ax_.texts} == {"manifold", "fenchel"}
     assert np.isnan(display.line_.get_ydata()).sum() == 1
+    display = ConvergenceDisplay.from_estimator(SplineClassifier().fit(X, y))
+    assert (np.diff(display.line_.get_ydata()) < 0).all()
     with pytest.raises(ValueError, match="SplineClassifier has no history_"):
-        ConvergenceDisplay.from_estimator(SplineClassifier().fit(X, y))
+        ConvergenceDisplay.from_estimator(SplineClassifier())
 
 
 def test_quantities_that_were_not_recorded_are_refused_with_those_that_were():
