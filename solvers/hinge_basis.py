@@ -68,7 +68,7 @@ class HingeBasis:
 
     def hinge(self, X: Array, hinge: Hinge) -> Array:
         """Values (n,) of ``hinge`` on raw rows ``X`` (n, n_features)."""
-        z = (X[:, hinge.variable] - hinge.knot) / self.scale[hinge.variable]
+        z = (X[:, hinge.variable].astype(np.float64) - hinge.knot) / self.scale[hinge.variable]
         return z if hinge.sign == 0 else np.maximum(hinge.sign * z, 0.0)
 
     def term(self, X: Array, index: int) -> Array:
@@ -80,7 +80,7 @@ class HingeBasis:
 
     def __call__(self, X: Array) -> Array:
         """Design matrix (n, terms) of raw rows (n, n_features), float64."""
-        X = np.asarray(X, dtype=np.float64)
+        X = np.asarray(X)
         design = np.empty((X.shape[0], len(self)), order="F")
         for index in range(len(self)):
             design[:, index] = self.term(X, index)

@@ -54,8 +54,7 @@ def _lower(bins: Array, i: int) -> Any:
 
 @_compiled
 def _accumulate(bins: Array, offsets: Array, vectors: Array, sums: Array) -> None:
-    """Bin sums (K + 1, 2, C) of ``vectors`` (N, C)."""
-    sums[:] = 0.0
+    """Add bin sums of ``vectors`` (N, C) and of their products with the offsets to ``sums`` (K + 1, 2, C)."""
     width = vectors.shape[1]
     if width == 2:
         for s in range(bins.size):
@@ -113,53 +112,64 @@ def _pack(rows: Array, weight: Array, columns: Array) -> Array:
     return packed
 
 
-@_compiled
-def project(rows: Array, weight: Array, columns: Array, grid: Grid, variables: Array) -> Array:
-    """Inner products (V, 2, K, C) of ``columns`` (C, n) with the hinges of ``variables``, up and down.
+def empty_bins(grid: Grid, variables: Array, shifted: Array | None, width: int) -> tuple[Array, Array]:
+    """Zeros for the bin sums of ``width`` vectors: (V, 1, K + 1, 2, C), and (V, 2, ...) where ``shifted``."""
+    shape = (grid.knots.shape[1] + 1, 2, max(width, 2))
+    sides = 0 if shifted is None else 2
+    return np.zeros((variables.size, 1, *shape)), np.zeros((variables.size, sides, *shape))
 
-    ``rows``, ``weight`` (N,) are a parent's support and ``sqrt(omega) p`` on it. Entries beyond a variable's
-    knots are zero.
+
+@_compiled
+def sum_bins(rows: Array, weight: Array, columns: Array, grid: Grid, variables: Array, bins: Array) -> None:
+    """Add the bin sums of ``columns`` (C, n) over a parent's support to ``bins`` (V, 1, K + 1, 2, C).
+
+    ``rows``, ``weight`` (N,) are the support and ``sqrt(omega) p`` on it; ``sqrt(omega)`` for minima.
     """
     vectors = _pack(rows, weight, columns)
-    K, C = grid.knots.shape[1], vectors.shape[1]
-    out = np.zeros((variables.size, 2, K, C))
-    sums = np.empty((K + 1, 2, C))
     whole = rows.size == grid.bins.shape[1]
     for t in range(variables.size):
         j = variables[t]
-        T = grid.knots[j, : grid.counts[j]]
         if whole:
-            _accumulate(grid.bins[j], grid.offsets[j], vectors, sums)
+            _accumulate(grid.bins[j], grid.offsets[j], vectors, bins[t, 0])
         else:
-            _accumulate(grid.bins[j][rows], grid.offsets[j][rows], vectors, sums)
-        _add_up(sums, T, 1.0, out[t, 0])
-        _add_down(sums, T, 1.0, out[t, 1])
-    return out[..., : columns.shape[0]]
+            _accumulate(grid.bins[j][rows], grid.offsets[j][rows], vectors, bins[t, 0])
 
 
 @_compiled
-def project_min(
-    rows: Array, weight: Array, columns: Array, grid: Grid, variables: Array, parent: Array, shifted: Array
-) -> Array:
-    """As :func:`project` for ``min(p, hinge)``; ``parent`` (N,) is p, ``shifted`` its bins of x -+ p."""
+def sum_shifted_bins(
+    rows: Array,
+    weight: Array,
+    columns: Array,
+    grid: Grid,
+    variables: Array,
+    parent: Array,
+    shifted: Array,
+    bins: Array,
+) -> None:
+    """Add the sums over the bins ``shifted`` of x -+ p to ``bins`` (V, 2, K + 1, 2, C)."""
     vectors = _pack(rows, weight, columns)
-    K, C = grid.knots.shape[1], vectors.shape[1]
-    out = np.zeros((variables.size, 2, K, C))
-    sums = np.empty((K + 1, 2, C))
     for t in range(variables.size):
-        j = variables[t]
-        T = grid.knots[j, : grid.counts[j]]
-        _accumulate(grid.bins[j][rows], grid.offsets[j][rows], vectors, sums)
-        _add_up(sums, T, 1.0, out[t, 0])
-        _add_down(sums, T, 1.0, out[t, 1])
         for side in range(2):
-            offsets = _shifted_offsets(rows, parent, grid, j, side, shifted[t, side])
-            _accumulate(shifted[t, side], offsets, vectors, sums)
-            if side == 0:
-                _add_up(sums, T, -1.0, out[t, 0])
-            else:
-                _add_down(sums, T, -1.0, out[t, 1])
-    return out[..., : columns.shape[0]]
+            offsets = _shifted_offsets(rows, parent, grid, variables[t], side, shifted[t, side])
+            _accumulate(shifted[t, side], offsets, vectors, bins[t, side])
+
+
+@_compiled
+def from_bins(own: Array, shifted: Array, knots: Array, counts: Array, variables: Array) -> Array:
+    """Inner products (V, 2, K, C) with the hinges of ``variables``, up and down, from their bin sums.
+
+    ``shifted`` holds those of x -+ p for the minimum with a parent p. Entries beyond a variable's knots are
+    zero.
+    """
+    out = np.zeros((variables.size, 2, knots.shape[1], own.shape[-1]))
+    for t in range(variables.size):
+        T = knots[variables[t], : counts[variables[t]]]
+        _add_up(own[t, 0], T, 1.0, out[t, 0])
+        _add_down(own[t, 0], T, 1.0, out[t, 1])
+        if shifted.shape[1] == 2:
+            _add_up(shifted[t, 0], T, -1.0, out[t, 0])
+            _add_down(shifted[t, 1], T, -1.0, out[t, 1])
+    return out
 
 
 @_compiled
@@ -185,14 +195,14 @@ def _shifted_offsets(rows: Array, parent: Array, grid: Grid, j: int, side: int, 
 def cell_table(T: Array) -> Array:
     """Bins, about, at the start of each of ``_CELLS`` evenly spaced cells between the ends of ``T``."""
     if not T.size:
-        return np.zeros(_CELLS, dtype=np.intp)
-    return np.searchsorted(T, T[0] + (T[-1] - T[0]) / _CELLS * np.arange(_CELLS))
+        return np.zeros(_CELLS, dtype=np.int32)
+    return np.searchsorted(T, T[0] + (T[-1] - T[0]) / _CELLS * np.arange(_CELLS)).astype(np.int32)
 
 
 @_compiled
 def _bin_of(x: Any, T: Array, table: Array, rate: Any) -> Any:
     """``#{k : T_k <= x}`` for increasing ``T``, begun at its :func:`cell_table`."""
-    b = table[int(min(max((x - T[0]) * rate, 0.0), _CELLS - 1.0))]
+    b = np.intp(table[int(min(max((x - T[0]) * rate, 0.0), _CELLS - 1.0))])
     while b > 0 and T[b - 1] > x:
         b -= 1
     while b < T.size and T[b] <= x:
@@ -312,6 +322,7 @@ def subtract_capped(
             bins = shifted[t, side]
             offsets = _shifted_offsets(rows, parent, grid, j, side, bins)
             linear = np.zeros((T.size, 2))
+            sums[:] = 0.0
             _accumulate(bins, offsets, vectors, sums)
             if side == 0:
                 _add_up(sums, T, 1.0, linear)

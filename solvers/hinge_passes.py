@@ -164,22 +164,24 @@ def residual_sums(
 def sweep_sums(
     knots: HingeKnots, product: bool, sweeps: Sequence[Sweep], X: Array, Y: Array, weight: Array | None
 ) -> list[Array]:
-    """Sums of every sweep over some rows, one list after the other."""
+    """Sums of every sweep over some rows, one list after the other: of bins, and what opens a bank."""
     columns = tuple(dict.fromkeys(term for sweep in sweeps for term in (sweep.parent, *sweep.columns)))
     place = {term: index for index, term in enumerate(columns)}
     basis = HingeBasis(columns, knots.scale, product)
-    sums: list[Array] = []
+    sums: list[list[Array]] = []
     for x, y, omega in row_blocks(X, Y, weight):
         grid, root, design = bin_rows(knots, x), np.sqrt(omega), basis(x).T
-        own: list[Array] = []
-        for sweep in sweeps:
+        for index, sweep in enumerate(sweeps):
             support = Support.of(grid, omega, sweep.parent, design[place[sweep.parent]], not product)
             vectors = [design[place[term]] for term in sweep.columns] + [*y.T] * sweep.opening
-            own.append(support.inner_products(grid, root * np.array(vectors)))
+            if len(sums) == index:
+                sums.append([*support.empty_bins(grid, len(vectors))])
+            support.sum_bins(grid, root * np.array(vectors), (sums[index][0], sums[index][1]))
             if sweep.opening:
-                own += [*support.squared_norms(grid, omega), support.active(grid, omega)]
-        sums = add_row_sums(sums, own) if sums else own
-    return sums
+                opened = [*support.squared_norms(grid, omega), support.active(grid, omega)]
+                known = sums[index][2:]
+                sums[index][2:] = add_row_sums(known, opened) if known else opened
+    return [array for own in sums for array in own]
 
 
 class PassSearch(HingeSearch[PassBank]):
@@ -290,10 +292,11 @@ class PassSearch(HingeSearch[PassBank]):
         sweeps = [sweep for _, sweep in asked]
         sums = iter(self._pass(partial(sweep_sums, self.knots, self.plan.product, sweeps)))
         for bank, sweep in asked:
-            products = next(sums)
+            bins = next(sums), next(sums)
+            products = kernels.from_bins(*bins, self.knots.standard, self.knots.counts, bank.variables)
             bank.ahead |= {term: products[..., c].copy() for c, term in enumerate(sweep.columns)}
             if sweep.opening:
-                bank.alpha = products[..., len(sweep.columns) :].copy()
+                bank.alpha = products[..., len(sweep.columns) :][..., : self.projections.shape[1]].copy()
                 bank.beta, bank.floor, bank.active = (next(sums).copy() for _ in range(3))
                 bank.gamma, bank.is_open = np.zeros_like(bank.beta[:, 0]), True
 

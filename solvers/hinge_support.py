@@ -43,16 +43,28 @@ class Support(NamedTuple):
             return cls(rows, parent, root, variables, kernels.shifted_bins(rows, parent, grid, variables))
         return cls(rows, parent, root * parent, variables, None)
 
-    def inner_products(self, grid: kernels.Grid, columns: Array, piece: Array | slice = slice(None)) -> Array:
-        """Inner products (V, 2, K, C) of ``columns`` (C, n) with the candidates of a ``piece`` of variables.
+    def empty_bins(self, grid: kernels.Grid, width: int) -> tuple[Array, Array]:
+        """Zeros to which :meth:`sum_bins` of ``width`` columns adds: of bins, and of bins of ``x -+ p``."""
+        return kernels.empty_bins(grid, self.variables, self.shifted, width)
 
-        The columns are multiplied by the root of the rows' weights.
-        """
-        chosen = self.variables[piece]
-        if self.shifted is None:
-            return kernels.project(self.rows, self.weight, columns, grid, chosen)
-        shifted = self.shifted[piece]
-        return kernels.project_min(self.rows, self.weight, columns, grid, chosen, self.parent, shifted)
+    def sum_bins(self, grid: kernels.Grid, columns: Array, bins: tuple[Array, Array]) -> None:
+        """Add the bin sums of ``columns`` (C, n), which are multiplied by the root of the rows' weights."""
+        kernels.sum_bins(self.rows, self.weight, columns, grid, self.variables, bins[0])
+        if self.shifted is not None:
+            kernels.sum_shifted_bins(
+                self.rows, self.weight, columns, grid, self.variables, self.parent, self.shifted, bins[1]
+            )
+
+    def inner_products(self, grid: kernels.Grid, columns: Array, piece: Array | None = None) -> Array:
+        """Inner products (V, 2, K, C) of ``columns`` with the candidates of a ``piece`` of the variables."""
+        part = self
+        if piece is not None:
+            shifted = None if self.shifted is None else self.shifted[piece]
+            part = self._replace(variables=self.variables[piece], shifted=shifted)
+        bins = part.empty_bins(grid, columns.shape[0])
+        part.sum_bins(grid, columns, bins)
+        products = kernels.from_bins(*bins, grid.knots, grid.counts, part.variables)
+        return products[..., : columns.shape[0]]
 
     def squared_norms(self, grid: kernels.Grid, omega: Array) -> tuple[Array, Array]:
         """Squared norms (V, 2, K) of the candidates, and the largest summand in each."""

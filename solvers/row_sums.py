@@ -18,7 +18,7 @@ _BLOCK_ROWS = 4096
 
 
 def row_blocks(X: Array, Y: Array, weight: Array | None) -> Iterator[tuple[Array, Array, Array]]:
-    """Some thousand rows, targets and weights at a time, float64; rows without weight are left out."""
+    """Some thousand rows, targets and weights at a time; rows without weight are left out."""
     for start in range(0, X.shape[0], _BLOCK_ROWS):
         x, y = X[start : start + _BLOCK_ROWS], Y[start : start + _BLOCK_ROWS]
         omega = np.ones(x.shape[0])
@@ -26,7 +26,7 @@ def row_blocks(X: Array, Y: Array, weight: Array | None) -> Iterator[tuple[Array
             omega = weight[start : start + _BLOCK_ROWS].astype(np.float64)
             used = omega > 0
             x, y, omega = x[used], y[used], omega[used]
-        yield x.astype(np.float64), y.astype(np.float64), omega
+        yield np.array(x), y.astype(np.float64), omega
 
 
 def target_sums(X: Array, Y: Array, weight: Array | None) -> list[Array]:

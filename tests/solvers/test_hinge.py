@@ -5,9 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from liftopt.solvers import HingeBasis, select_hinges
+from liftopt.solvers import Hinge, HingeBasis, select_hinges
 from liftopt.solvers import hinge_kernels as kernels
 from liftopt.solvers.hinge_grid import bin_rows, choose_hinge_knots
+from liftopt.solvers.hinge_support import Support
 
 
 def friedman(rng, n, d=6):
@@ -38,17 +39,11 @@ def test_sweeps_equal_explicit_products(rng, offset, use_min):
     made = choose_hinge_knots(X, sample_weight=omega, max_knots=20, minspan=1, endspan=1)
     grid = bin_rows(made, X)
     parent = np.maximum(rng.normal(size=n), 0.0)
-    rows = np.flatnonzero(parent > 0).astype(np.int32)
-    p, variables, Q = parent[rows], np.arange(3), rng.normal(size=(5, n))
+    variables, Q = np.arange(3), rng.normal(size=(5, n))
     root = np.sqrt(omega)
-    if use_min:
-        shifted = kernels.shifted_bins(rows, p, grid, variables)
-        g = kernels.project_min(rows, root[rows], Q, grid, variables, p, shifted)
-        norms = kernels.squared_norms(rows, omega[rows], grid, variables)
-        kernels.subtract_capped(rows, omega[rows], grid, variables, p, shifted, norms)
-    else:
-        g = kernels.project(rows, root[rows] * p, Q, grid, variables)
-        norms = kernels.squared_norms(rows, omega[rows] * p**2, grid, variables)
+    support = Support.of(grid, omega, (Hinge(9, 1, 0.0),), parent, use_min)
+    g = support.inner_products(grid, Q)
+    norms, _ = support.squared_norms(grid, omega)
     for j in variables:
         K = grid.counts[j]
         x = (X[:, j] - X[:, j].min()) / made.scale[j]
