@@ -54,6 +54,8 @@ class Descent:
         Weights of the ridge, each started from the last; with held-out rows the path ends where they say so.
     tol : float
         Bound on the block residuals (:meth:`PartedProblem.measure`).
+    keeps_ridge : bool
+        Whether the ridge of a sample is that of all rows, too; else it shrinks as they grow in number.
     """
 
     multiplier: float
@@ -62,6 +64,7 @@ class Descent:
     max_iter: int
     tol: float
     ridges: tuple[float, ...]
+    keeps_ridge: bool = False
 
     def __post_init__(self) -> None:
         if self.schedule not in SCHEDULES:
@@ -201,12 +204,12 @@ def descend_lifted(
     ``outcome`` is filled as the sweeps go. Held-out rows, if it has any, end the path of ridges and decide
     about the refit. The path is followed on ``few`` rows; then all of them, ``rest``, if there are more, take
     over from its best point for half as many sweeps, with a ridge that is smaller by the ratio of the numbers
-    of rows.
+    of rows unless it is given.
     """
     outcome.point = few.forward(outcome.point)
     chosen, interrupted = _descend_path(few, outcome, settings, report)
     if rest is not None:
-        alpha = chosen.alpha * few.n_rows / rest.n_rows
+        alpha = chosen.alpha * (1.0 if settings.keeps_ridge else few.n_rows / rest.n_rows)
         chosen = rest.penalised(alpha=alpha, multipliers=chosen.multipliers)
         outcome.point, outcome.idle = chosen.forward(outcome.best), 0
         if not interrupted:

@@ -239,7 +239,7 @@ class AutoExecutor(Executor):
         if not items:
             return tree_reduce(merge, ())
         first, rest = self._start(task, items)
-        if isinstance(rest, DaskExecutor):  # merges on the workers: the first item once more, in its place
+        if not isinstance(rest, SerialExecutor):  # workers merge: the first item once more, in its place
             return rest.reduce(task, merge, items, report)
         values = chain([first], rest.map(task, items[1:]))
         return tree_reduce(merge, _counted(values, report, [1] * len(items)))

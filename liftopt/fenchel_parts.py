@@ -18,9 +18,10 @@ from liftopt.base import TrainingData
 from liftopt.chunks import ChunkRows
 from liftopt.continuation import SAMPLE_ROWS
 from liftopt.input_map import InputMap
-from liftopt.lifted_store import RowStore, scratch_folder
+from liftopt.lifted_store import RowStore
 from liftopt.preparation import mapped
 from liftopt.recording import Recorder
+from liftopt.scratch import scratch_folder
 from liftopt.streams import Stream
 
 Array = npt.NDArray[Any]

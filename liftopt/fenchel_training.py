@@ -362,6 +362,7 @@ class LiftedTraining:
             _SWEEPS if self.max_iter is None else self.max_iter,
             self.tol,
             ridges if self.alpha == "auto" else (float(self.alpha),),
+            keeps_ridge=self.alpha != "auto",
         )
 
     def _multiplier(self, mode: str, hidden: int = 1) -> float:

@@ -7,11 +7,7 @@ task that is done again after a worker's death gives the same bits, and a checkp
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -28,6 +24,7 @@ from liftopt.lifted_parts import PartedProblem
 from liftopt.linear_maps import LinearMap, channels_last
 from liftopt.losses import Head
 from liftopt.recording import Recorder
+from liftopt.scratch import read_arrays, write_arrays
 from liftopt.streams import Stream
 
 Array = npt.NDArray[Any]
@@ -141,42 +138,6 @@ def store_rows(folder: str, problem: LiftedProblem) -> StoredRows:
         problem.alpha,
         problem.total,
     )
-
-
-def write_arrays(folder: str, kind: str, arrays: Sequence[Array]) -> str:
-    """Write arrays to a new file of the folder; returns its name, which nobody knows before it is whole."""
-    handle, path = tempfile.mkstemp(suffix=kind, dir=folder)
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            for array in arrays:
-                np.save(stream, np.ascontiguousarray(array), allow_pickle=False)
-    except BaseException:
-        os.unlink(path)
-        raise
-    return os.path.basename(path)
-
-
-def read_arrays(folder: str, name: str) -> tuple[Array, ...]:
-    """Arrays of a file."""
-    arrays = []
-    with open(os.path.join(folder, name), "rb") as stream:
-        while stream.peek(1):
-            arrays.append(np.load(stream, allow_pickle=False))
-    return tuple(arrays)
-
-
-@contextmanager
-def scratch_folder(recorder: Recorder, checkpoint: Any) -> Iterator[Path]:
-    """Folder for the files of a fit: temporary, or beside its checkpoint and as long-lived as that."""
-    if checkpoint is None:
-        with tempfile.TemporaryDirectory(prefix="liftopt-") as name:
-            yield Path(name)
-        return
-    folder = Path(f"{os.path.abspath(checkpoint)}.parts")
-    folder.mkdir(exist_ok=True)
-    yield folder
-    if not recorder.interrupted:
-        shutil.rmtree(folder)
 
 
 def _store_chunk(

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, Literal
 
@@ -32,6 +33,7 @@ from sklearn.utils import check_random_state
 from liftopt.base import NetworkClassifier, NetworkRegressor, TrainingData, holdout_split
 from liftopt.heads import repetitions, softmax_head
 from liftopt.recording import Recorder, run_interruptible
+from liftopt.scratch import scratch_folder
 from liftopt.solvers.hinge import hinge_search
 from liftopt.solvers.hinge_basis import HingeBasis
 from liftopt.solvers.hinge_grid import choose_hinge_knots
@@ -175,15 +177,18 @@ class _SplineEstimator(SplineReport):
         if classify:
             self.classes_ = self._classes_of(found.labels)
         data = self._training_data(*found.rows)
-        self._set_spline(self._spline_by_passes(rows, found, data, recorder), data)
-        self._set_features(rows)
-        recorder.close()
+        kept = nullcontext() if self.checkpoint is None else scratch_folder(recorder, self.checkpoint)
+        with kept as folder:
+            passes = Passes(rows, recorder, folder)
+            self._set_spline(self._spline_by_passes(rows, found, data, passes, recorder), data)
+            self._set_features(rows)
+            recorder.close()  # before the files that it names
 
     def _spline_by_passes(
-        self, rows: Stream, found: Survey, data: TrainingData, recorder: Recorder
+        self, rows: Stream, found: Survey, data: TrainingData, passes: Passes, recorder: Recorder
     ) -> Spline:
         """Spline of a surveyed stream; ``data`` are the sample."""
-        frame, passes = make_frame(found), Passes(rows, recorder)
+        frame = make_frame(found)
         n, sum_rows = found.weight * frame.unit, passes.over(frame)
         knots = choose_hinge_knots(
             data.X,
@@ -345,9 +350,9 @@ class SplineRegressor(_SplineEstimator, NetworkRegressor):
     random_state : int, RandomState or None
         For the folds of ``pruning="cv"``, the rows held out by ``refine``, and the sample of a stream.
     checkpoint : path-like, optional
-        File that keeps the passes of a fit to a stream beyond memory (other fits keep none); a fit that finds
-        its own there goes on from it, bit by bit as if it had never stopped. Deleted when the fit ends,
-        unless that was by Ctrl-C.
+        File that keeps the passes of a fit to a stream beyond memory (other fits keep none), their sums in
+        the folder ``<checkpoint>.parts``; a fit that finds its own there goes on from it, bit by bit as if it
+        had never stopped. Deleted when the fit ends, unless that was by Ctrl-C.
     callback : callable, optional
         Called with the record of each step of the forward pass; a true return value ends it.
     verbose : bool

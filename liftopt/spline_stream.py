@@ -7,8 +7,8 @@
 4. A classifier's softmax regression starts from that of the sample and takes some passes more
    (:func:`liftopt.solvers.solve_softmax_passes`).
 
-Every pass is a sum over chunks, which any executor makes with the same bits. A checkpoint keeps the sums of
-all passes made: a fit that goes on repeats what lies between them.
+Every pass is a sum over chunks, which any executor makes with the same bits. A checkpoint names the files
+with the sums of all passes made: a fit that goes on repeats what lies between them.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,6 +27,7 @@ from sklearn.exceptions import ConvergenceWarning
 from liftopt.base import TrainingData
 from liftopt.chunks import Chunk, ChunkRows, chosen_rows
 from liftopt.recording import Recorder
+from liftopt.scratch import read_arrays, write_arrays
 from liftopt.solvers.hinge_basis import HingeBasis
 from liftopt.solvers.hinge_passes import PassSearch, residual_sums
 from liftopt.solvers.knots import refine_knots
@@ -121,14 +123,15 @@ class Frame(NamedTuple):
 class Passes:
     """Sums over the rows of a stream, in the order in which solvers ask.
 
-    A checkpoint holds those made, but for passes that only end an interrupted fit.
+    With a checkpoint those made lie in files of ``folder``, and are read where a fit goes on; passes that
+    only end an interrupted fit are not among them.
     """
 
-    def __init__(self, rows: Stream, recorder: Recorder) -> None:
-        self._rows, self._recorder = rows, recorder
+    def __init__(self, rows: Stream, recorder: Recorder, folder: Path | None) -> None:
+        self._rows, self._recorder, self._folder = rows, recorder, folder
         state = recorder.resumed()
-        self._known: list[list[Array]] = [] if state is None else list(state["passes"])
-        self._made: list[list[Array]] = []
+        self._known: list[str] = [] if state is None else list(state["passes"])
+        self._made = 0
         self._past = len(recorder.history)
 
     def over(self, frame: Frame, chunks: Sequence[Chunk] | None = None) -> SumRows:
@@ -142,14 +145,14 @@ class Passes:
         return self._recorder.add(n_terms=step["n_terms"], objective=step["rss"])
 
     def _sum(self, frame: Frame, chunks: Sequence[Chunk] | None, task: RowSums) -> list[Array]:
-        if len(self._made) < len(self._known):
-            self._made.append(self._known[len(self._made)])
-            return self._made[-1]
+        self._made += 1
+        if self._folder is not None and self._made <= len(self._known):
+            return list(read_arrays(self._folder, self._known[self._made - 1]))
         task_of_chunk = partial(frame.sums, task)
         sums = self._rows.reduce(task_of_chunk, add_row_sums, chunks=chunks, checks_rows=True)
-        if self._recorder.has_checkpoint and not self._recorder.interrupted:
-            self._made.append(sums)
-            self._recorder.save(lambda: {"passes": self._made})
+        if self._folder is not None and not self._recorder.interrupted:
+            self._known.append(write_arrays(self._folder, ".sums", sums))
+            self._recorder.save(lambda: {"passes": self._known})
         return sums
 
 

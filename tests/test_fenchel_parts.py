@@ -18,11 +18,12 @@ from liftopt.fenchel_parts import counted_labels, merged_counts
 from liftopt.layers import Conv2d, Dense, Flatten
 from liftopt.lifted import LiftedProblem
 from liftopt.lifted_parts import PartedProblem, Point
-from liftopt.lifted_store import read_arrays, store_rows, write_arrays
+from liftopt.lifted_store import store_rows
 from liftopt.linear_maps import linear_maps
 from liftopt.losses import CrossEntropy
 from liftopt.monotone import BlockDescent
 from liftopt.network import Network, dense_network
+from liftopt.scratch import read_arrays, write_arrays
 
 N, D = 3000, 6
 LIMIT = 550_000  # of 0.58 MB with its copies

@@ -201,6 +201,7 @@ def test_a_resumed_fit_is_the_same_and_makes_no_pass_twice(data, estimator, tmp_
     resumed = estimator(max_terms=25, random_state=3, checkpoint=path).fit(rows)
     assert same(resumed.network_, expected.network_)
     assert len(made) == passes + 1  # the survey is made again
+    assert not list(tmp_path.iterdir())
     assert [step["n_terms"] for step in resumed.history_] == [step["n_terms"] for step in expected.history_]
     assert not path.exists()
     with pytest.raises(ValueError, match="there is no folder"):
