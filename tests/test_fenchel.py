@@ -1,5 +1,7 @@
 """Fenchel estimators: scikit-learn's checks, the user's path, bad input, equivalences."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from sklearn.datasets import load_diabetes, load_digits, load_iris, make_regression
@@ -290,7 +292,7 @@ def test_stream_of_targets_and_short_first_chunk(rng):
 def test_a_given_ridge_is_that_of_all_rows(rng):
     X = rng.normal(size=(25_000, 3)).astype(np.float32)
     y = X @ np.array([1.0, -2.0, 0.5])
-    settings = {"hidden_layer_sizes": (), "mode": "monotone", "alpha": 1.0, "random_state": 0}
+    settings: dict[str, Any] = {"hidden_layer_sizes": (), "mode": "monotone", "alpha": 1.0, "random_state": 0}
     few, many = (FenchelRegressor(**settings).fit(X[:n], y[:n]) for n in (9_000, 25_000))
     for model in (few, many):  # of which the second begins with a sample
         assert np.std(model.predict(X)) / np.std(y) == pytest.approx(1 / (1 + 1.0), abs=0.03)

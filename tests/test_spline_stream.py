@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from threading import Timer
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -66,7 +67,7 @@ def test_regression_equals_that_of_arrays(data, settings, kind):
     X, y, _ = data
     weight = weights(kind)
     Y = np.c_[y, 1e3 * X[:, 5]]
-    settings = {"max_terms": 25, **settings}
+    settings: dict[str, Any] = {"max_terms": 25, **settings}
     whole = SplineRegressor(**settings).fit(X, Y, weight)
     streamed = SplineRegressor(random_state=0, **settings).fit(rows_of(X, Y, weight))
     assert streamed.result_.x.terms == whole.result_.x.terms
@@ -158,7 +159,7 @@ def test_executors_give_the_same_bits(data, estimator):
 
 def test_folds_are_sets_of_chunks(data):
     X, y, _ = data
-    settings = {"max_terms": 31, "max_degree": 1, "random_state": 0}
+    settings: dict[str, Any] = {"max_terms": 31, "max_degree": 1, "random_state": 0}
     full = SplineRegressor(pruning="none", **settings).fit(rows_of(X, y))
     pruned = SplineRegressor(pruning="cv", **settings).fit(rows_of(X, y))
     assert 2 < len(pruned.spline_.basis) < len(full.spline_.basis)
@@ -211,7 +212,7 @@ def test_a_resumed_fit_is_the_same_and_makes_no_pass_twice(data, estimator, tmp_
 def test_a_fit_goes_on_after_ctrl_c(data, tmp_path, monkeypatch):
     X, _, labels = data
     monkeypatch.setattr("liftopt.checkpoint._SHARE", 0.0)
-    settings = {"max_terms": 25, "random_state": 3}
+    settings: dict[str, Any] = {"max_terms": 25, "random_state": 3}
 
     def interrupt(step):
         if step["n_terms"] > 9:

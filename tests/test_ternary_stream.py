@@ -2,6 +2,7 @@
 
 import itertools
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
@@ -85,7 +86,7 @@ def test_rows_left_out_teach_nothing(data):
 def test_fits_are_as_good_as_in_memory(data, kind):
     X, y, labels = data
     make, target = (TernaryRegressor, y) if kind == "numbers" else (TernaryClassifier, labels)
-    settings = {"hidden_layer_sizes": (32,), "random_state": 0, "max_iter": 4}
+    settings: dict[str, Any] = {"hidden_layer_sizes": (32,), "random_state": 0, "max_iter": 4}
     streamed = quietly(make(**settings), rows_of(X, target))
     whole = quietly(make(**settings), X, target)
     assert streamed.score(X, target) > whole.score(X, target) - 0.05
@@ -117,7 +118,7 @@ def test_executors_give_the_same_bits(data):
 def test_a_resumed_fit_is_the_same(data, tmp_path, monkeypatch):
     X, y, _ = data
     monkeypatch.setattr("liftopt.checkpoint._SHARE", 0.0)
-    settings = {"hidden_layer_sizes": (8,), "random_state": 4, "max_iter": 4}
+    settings: dict[str, Any] = {"hidden_layer_sizes": (8,), "random_state": 4, "max_iter": 4}
     expected = quietly(TernaryRegressor(**settings), rows_of(X, y)).network_
 
     def crash(record):

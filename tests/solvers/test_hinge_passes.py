@@ -83,7 +83,8 @@ def test_single_hinges_and_the_callback(data):
 
 def test_looking_ahead_saves_passes_and_changes_nothing(data, monkeypatch):
     X, Y = data
-    knots, settings = choose_hinge_knots(X), {"max_terms": 41, "tol": 0.0}
+    knots = choose_hinge_knots(X)
+    settings: dict[str, Any] = {"max_terms": 41, "tol": 0.0}
     ahead = select_hinges_passes(passes_over(X, Y), knots, **settings)
     monkeypatch.setattr(hinge_passes, "_LIKELY_TERMS", 0)
     monkeypatch.setattr(hinge_passes, "_LIKELY_PARENTS", 1)
