@@ -67,7 +67,7 @@ def test_regression_equals_that_of_arrays(data, settings, kind):
     X, y, _ = data
     weight = weights(kind)
     Y = np.c_[y, 1e3 * X[:, 5]]
-    settings: dict[str, Any] = {"max_terms": 25, **settings}
+    settings = {"max_terms": 25, **settings}
     whole = SplineRegressor(**settings).fit(X, Y, weight)
     streamed = SplineRegressor(random_state=0, **settings).fit(rows_of(X, Y, weight))
     assert streamed.result_.x.terms == whole.result_.x.terms
