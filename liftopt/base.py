@@ -22,7 +22,7 @@ from scipy.special import softmax
 from sklearn.base import ClassifierMixin, RegressorMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import _check_sample_weight, validate_data
+from sklearn.utils.validation import _check_sample_weight, column_or_1d, validate_data
 
 from liftopt.activations import Activation, Identity, Softmax, get_activation
 from liftopt.chunks import ChunkRows
@@ -94,7 +94,7 @@ class NetworkClassifier(ClassifierMixin, SurroundedFit, StreamEstimator):
 
     def _training_data(self, X: Array, y: Array, weight: Array | None) -> TrainingData:
         """Training data with the labels ``y``, which are among ``classes_``."""
-        codes = np.searchsorted(self.classes_, y)
+        codes = np.searchsorted(self.classes_, column_or_1d(y))
         target = np.zeros((X.shape[0], self.classes_.size), dtype=X.dtype)
         target[np.arange(X.shape[0]), codes] = 1
         return TrainingData(X, target, codes, weight)
@@ -131,7 +131,7 @@ class NetworkClassifier(ClassifierMixin, SurroundedFit, StreamEstimator):
 
     def _judge(self, rows: ChunkRows) -> Moments:
         """Statistics of the hits."""
-        hits = (self._labels(rows.X) == rows.y).astype(np.float64)
+        hits = (self._labels(rows.X) == column_or_1d(rows.y)).astype(np.float64)
         return moments(hits[:, None], hits, sample_weight=rows.weight)
 
     def _scores(self, rows: Array) -> Array:

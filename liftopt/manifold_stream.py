@@ -83,7 +83,7 @@ class Frame(NamedTuple):
     def targets(self, y: Array, dtype: npt.DTypeLike) -> Array:
         """Targets (m, c): -1 and +1 for labels, scaled numbers else."""
         if self.classes is not None:
-            return np.where(np.asarray(y)[:, None] == self.classes, 1.0, -1.0).astype(dtype)
+            return np.where(np.asarray(y).reshape(-1, 1) == self.classes, 1.0, -1.0).astype(dtype)
         numbers = np.asarray(y).reshape(-1, self.centre.size)
         return ((numbers - self.centre) / self.spread).astype(dtype)
 

@@ -56,6 +56,7 @@ from liftopt.spline_stream import (
     fold_errors,
     frame_of,
     make_frame,
+    products_memory,
     refined_by_sample,
     refit_softmax,
     survey,
@@ -68,7 +69,6 @@ Pruning = Literal["gcv", "cv", "none"]
 _DEFAULT_TERMS = (121, 241)
 _HEADS = {"regression": "identity", "classification": "softmax"}
 _HELD_OUT = 0.1  # share of the rows that judges gradient epochs
-_PRODUCTS_SHARE = 2  # of a stream's memory limit: inner products with the candidates
 
 
 class _SplineEstimator(SplineReport):
@@ -197,7 +197,7 @@ class _SplineEstimator(SplineReport):
             limits=(found.low, found.high),
             **self._knot_settings(),
         )
-        plan = {**self._plan(rows.n_features, n), "memory": rows.memory_limit / _PRODUCTS_SHARE}
+        plan = {**self._plan(rows.n_features, n), "memory": products_memory(rows, knots)}
 
         def search(sum_rows: SumRows, callback: Callback | None = None) -> PassSearch:
             return pass_search(sum_rows, knots, callback=callback, **plan)

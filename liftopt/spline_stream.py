@@ -23,12 +23,14 @@ import numpy as np
 import numpy.typing as npt
 from scipy.linalg import cholesky, solve_triangular
 from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils.validation import column_or_1d
 
 from liftopt.base import TrainingData
 from liftopt.chunks import Chunk, ChunkRows, chosen_rows
 from liftopt.recording import Recorder
 from liftopt.scratch import read_arrays, write_arrays
 from liftopt.solvers.hinge_basis import HingeBasis
+from liftopt.solvers.hinge_grid import HingeKnots
 from liftopt.solvers.hinge_passes import PassSearch, residual_sums
 from liftopt.solvers.knots import refine_knots
 from liftopt.solvers.moments import Moments, moments_of_chunks
@@ -37,7 +39,7 @@ from liftopt.solvers.result import Record
 from liftopt.solvers.row_sums import RowSums, add_row_sums, gram_sums, target_sums
 from liftopt.solvers.softmax_passes import solve_softmax_passes
 from liftopt.spline_model import Spline, errors_by_size, path_of
-from liftopt.streams import Stream
+from liftopt.streams import Stream, show_bytes
 
 Array = npt.NDArray[Any]
 SumRows = Callable[[RowSums], list[Array]]
@@ -46,6 +48,8 @@ RowArrays = tuple[Array, Array, "Array | None"]
 _SAMPLE_ROWS = 50_000
 _SAMPLE_SHARE = 16  # of the memory limit
 _LEAST_SAMPLE = 1000  # rows
+_PRODUCTS_SHARE = 2  # of the memory limit: inner products with the candidates
+_COLUMNS = 16  # of a pass, about
 _CONSTANT = 1e-14  # spread of a target below which, relatively, it is rounding error
 
 
@@ -167,6 +171,18 @@ def survey(rows: Stream, *, classify: bool, random_state: np.random.RandomState)
     return found
 
 
+def products_memory(rows: Stream, knots: HingeKnots) -> float:
+    """Bytes that inner products with the candidates may take; refuses knots too many for one pass."""
+    memory, needed = rows.memory_limit / _PRODUCTS_SHARE, 2 * _COLUMNS * knots.standard.nbytes
+    if needed > memory:
+        raise ValueError(
+            f"the inner products of a pass with up to {knots.standard.shape[1]} knots for each of "
+            f"{rows.n_features} features take about {show_bytes(needed)}, more than half of memory_limit="
+            f"{show_bytes(rows.memory_limit)}: lower max_knots or raise memory_limit"
+        )
+    return memory
+
+
 def make_frame(found: Survey) -> Frame:
     """Frame of a surveyed stream."""
     unit = 1.0 if found.whole else found.n_weights / found.weight
@@ -283,8 +299,8 @@ def _survey_of(classify: bool, chosen: Array, rows: ChunkRows) -> Survey:
     masses: Array = np.empty(0)
     targets = None
     if classify:
-        labels, place = np.unique(y, return_inverse=True)
-        masses = np.bincount(place.ravel(), weight, minlength=labels.size)
+        labels, place = np.unique(column_or_1d(y), return_inverse=True)
+        masses = np.bincount(place, weight, minlength=labels.size)
     else:
         numbers = y.reshape(len(y), -1).astype(np.float64)
         targets = moments_of_chunks([(numbers, numbers, None if rows.weight is None else weight)])

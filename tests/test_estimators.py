@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from sklearn.base import clone
 
-from liftopt import Dense, Network
+from liftopt import Dense, Network, stream
 from liftopt.methods import METHODS, make_estimator
 
 PAIRS = [
@@ -155,3 +155,17 @@ def test_several_outputs_and_target_units(estimator, rng):
     np.testing.assert_allclose(model.predict(X)[:, 2], 4.0, atol=1e-6)
     assert np.corrcoef(model.predict(X)[:, 0], y[:, 0])[0, 1] > 0.9
     assert np.corrcoef(model.predict(X)[:, 1], y[:, 1])[0, 1] > 0.9
+
+
+@pytest.mark.parametrize("name", ["manifold", "spline", "ternary", "fenchel"])
+def test_streamed_labels_may_be_a_column(name):
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(6000, 6))
+    y = np.where(X[:, 0] > 0, "a", "b")
+    limit: dict[str, Any] = {"memory_limit": 1_000_000, "executor": "serial"}
+    model = make_estimator(name, "classification", common={"random_state": 0, "hidden_layer_sizes": (8,)})
+    column = model.fit(stream(X, y[:, None], **limit))
+    assert column.predict(X[:5]).shape == (5,)
+    assert column.score(stream(X, y[:, None], **limit)) == column.score(X, y) > 0.9
+    with pytest.raises(ValueError, match="y should be a 1d array"):
+        model.fit(stream(X, np.c_[y, y], **limit))

@@ -35,7 +35,7 @@ def data():
 def all_rows_sampled(monkeypatch):
     """The sample holds all rows, and products need no memory: streams then have what arrays have."""
     monkeypatch.setattr("liftopt.spline_stream._SAMPLE_SHARE", 1e-3)
-    monkeypatch.setattr("liftopt.spline._PRODUCTS_SHARE", 1e-3)
+    monkeypatch.setattr("liftopt.spline_stream._PRODUCTS_SHARE", 1e-3)
 
 
 def rows_of(X, y, weight=None, executor="serial", limit=LIMIT):
@@ -293,6 +293,8 @@ def test_bad_streams(data, tmp_path):
         SplineRegressor().fit(rows_of(X, y, np.full(N, -1.0)))
     with pytest.raises(ValueError, match="zero for every row"):
         SplineRegressor().fit(rows_of(X, y, np.zeros(N)))
+    with pytest.raises(ValueError, match="lower max_knots or raise memory_limit"):
+        SplineRegressor(max_knots=None, minspan=1).fit(rows_of(X, y))
     bad = X.copy()
     bad[5000, 1] = np.nan
     with pytest.raises(ChunkError, match="first in row 5000"):
