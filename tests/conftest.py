@@ -78,7 +78,7 @@ def stand_ins(monkeypatch):
     module = SimpleNamespace(Classifier=StandInClassifier, Regressor=StandInRegressor)
     monkeypatch.setitem(sys.modules, "stand_ins", module)
     quick = Method("stand_ins", "Classifier", "Regressor")
-    for name in list(METHODS):
+    for name in reversed(list(METHODS)):  # undone in the order of before
         monkeypatch.delitem(METHODS, name)
     monkeypatch.setitem(METHODS, "linear", quick)
     monkeypatch.setitem(METHODS, "adam", quick)
