@@ -35,6 +35,7 @@ Array = npt.NDArray[Any]
 
 
 _MEMORY = 30  # pairs of L-BFGS: passes cost more than they do
+_STATUS = {2: Status.STALLED, 99: Status.INTERRUPTED}  # of scipy
 
 
 class _Point(NamedTuple):
@@ -93,63 +94,81 @@ def solve_softmax_passes(
     -----
     ``4 n t classes`` operations a pass, ``2 n t^2`` the first, and those of the features.
     """
-    begin = time.perf_counter()
     A = as_finite("start", start, ndim=2).astype(np.float64)
-    tol, ridge = as_scalar("tol", tol, low=0.0), as_finite("penalty", penalty, ndim=1)[:, None]
+    ridge = as_finite("penalty", penalty, ndim=1)[:, None]
+    search = _Search(sum_rows, features, A, ridge, as_scalar("tol", tol, low=0.0), callback)
     options: Any = {"maxiter": as_count("max_iter", max_iter), "ftol": 0.0, "gtol": 0.0, "maxcor": _MEMORY}
-    weight, squares, curvature = sum_rows(partial(curvature_sums, features, A))
-    factor = factor_checked(curvature + np.diag(2 * ridge[:, 0]), 0.0)
-    unit = float(weight) * np.sqrt(np.where(squares > 0, squares, 1.0) / weight)[:, None]
-    seen: list[_Point] = []
-    history: list[Record] = []
-
-    def at(u: Any) -> Any:
-        C = factor.unwhiten(u.reshape(A.shape))
-        loss, gradient = sum_rows(partial(cross_entropy_sums, features, C))
-        gradient = gradient + 2 * ridge * C
-        worst = float(np.abs(gradient / unit).max())
-        seen.append(_Point(C, float(loss) + float(np.sum(ridge * C**2)), worst))
-        return seen[-1].objective, factor.whiten(gradient).ravel()
-
-    def accept(intermediate_result: Any) -> None:
-        point = seen[-1]
-        del seen[:-1]
-        history.append(
-            {
-                "iteration": len(history),
-                "time": time.perf_counter() - begin,
-                "objective": point.objective,
-                "stationarity": point.stationarity,
-            }
-        )
-        if point.stationarity <= tol or (callback is not None and callback(history[-1])):
-            raise StopIteration
-
-    found = minimize(
-        at,
-        (factor.lower.T @ A).ravel(),
+    ended: Any = minimize(
+        search.at,
+        (search.factor.lower.T @ A).ravel(),
         jac=True,
         method="L-BFGS-B",
-        callback=accept,
+        callback=search.accept,
         options=options,
     )
-    best = min(seen, key=lambda point: point.objective)
-    status = Status.STALLED if found.status == 2 else Status.MAX_ITER
-    if best.stationarity <= tol:
-        status = Status.OPTIMAL
-    elif found.status == 99:
-        status = Status.INTERRUPTED
-    result = Result(
-        best.coefficients,
-        best.objective,
-        status,
-        n_iter=len(history),
-        time=time.perf_counter() - begin,
-        residuals={"stationarity": best.stationarity},
-        history=tuple(history),
-        message=f"stationarity {best.stationarity:.2e} after {len(history)} iterations; {status.advice}",
-    )
-    return conclude(result, on_limit)
+    return conclude(search.result(_STATUS.get(ended.status, Status.MAX_ITER)), on_limit)
+
+
+class _Search:
+    """Points of L-BFGS in the coordinates of ``factor``, each measured by a pass."""
+
+    def __init__(
+        self,
+        sum_rows: Callable[[RowSums], list[Array]],
+        features: Callable[[Array], Array],
+        start: Array,
+        ridge: Array,
+        tol: float,
+        callback: Callback | None,
+    ) -> None:
+        self._begin = time.perf_counter()
+        weight, squares, curvature = sum_rows(partial(curvature_sums, features, start))
+        self.factor = factor_checked(curvature + np.diag(2 * ridge[:, 0]), 0.0)
+        self._unit = float(weight) * np.sqrt(np.where(squares > 0, squares, 1.0) / weight)[:, None]
+        self._sum_rows, self._features, self._ridge = sum_rows, features, ridge
+        self._shape, self._tol, self._callback = start.shape, tol, callback
+        self._seen: list[_Point] = []
+        self._history: list[Record] = []
+
+    def at(self, u: Any) -> Any:
+        """Objective and gradient at the coordinates ``u``."""
+        A = self.factor.unwhiten(u.reshape(self._shape))
+        loss, gradient = self._sum_rows(partial(cross_entropy_sums, self._features, A))
+        gradient = gradient + 2 * self._ridge * A
+        objective = float(loss) + float(np.sum(self._ridge * A**2))
+        self._seen.append(_Point(A, objective, float(np.abs(gradient / self._unit).max())))
+        return objective, self.factor.whiten(gradient).ravel()
+
+    def accept(self, intermediate_result: Any) -> None:
+        """Record the point seen last, which is that of an iteration; ends the search where it suffices."""
+        del self._seen[:-1]
+        self._history.append(
+            {
+                "iteration": len(self._history),
+                "time": time.perf_counter() - self._begin,
+                "objective": self._seen[-1].objective,
+                "stationarity": self._seen[-1].stationarity,
+            }
+        )
+        stop = self._callback is not None and bool(self._callback(self._history[-1]))
+        if stop or self._seen[-1].stationarity <= self._tol:
+            raise StopIteration
+
+    def result(self, status: Status) -> Result:
+        """The best point seen; ``status`` says why the search ended above ``tol``."""
+        best = min(self._seen, key=lambda point: point.objective)
+        status = Status.OPTIMAL if best.stationarity <= self._tol else status
+        reached = f"stationarity {best.stationarity:.2e} after {len(self._history)} iterations"
+        return Result(
+            best.coefficients,
+            best.objective,
+            status,
+            n_iter=len(self._history),
+            time=time.perf_counter() - self._begin,
+            residuals={"stationarity": best.stationarity},
+            history=tuple(self._history),
+            message=f"{reached}; {status.advice}" if status.advice else reached,
+        )
 
 
 def cross_entropy_sums(
