@@ -151,7 +151,13 @@ def class_indicators(data: TrainingData) -> Array:
     """
     target = data.target.astype(np.float64)
     share = np.average(target, axis=0, weights=data.weight)
-    return (target - share) / np.sqrt(np.where(share > 0, share, 1.0))
+    return (target - share) / share_root(share)
+
+
+def share_root(share: Array) -> Array:
+    """Root of class shares, 1 for a class without rows: the unit of :func:`class_indicators`."""
+    root: Array = np.sqrt(np.where(share > 0, share, 1.0))
+    return root
 
 
 def softmax_head(design: Array, data: TrainingData, alpha: float) -> AffineMap:

@@ -27,6 +27,7 @@ from sklearn.utils.validation import column_or_1d
 
 from liftopt.base import TrainingData
 from liftopt.chunks import Chunk, ChunkRows, chosen_rows
+from liftopt.heads import share_root
 from liftopt.recording import Recorder
 from liftopt.scratch import read_arrays, write_arrays
 from liftopt.solvers.hinge_basis import HingeBasis
@@ -187,7 +188,8 @@ def make_frame(found: Survey) -> Frame:
     """Frame of a surveyed stream."""
     unit = 1.0 if found.whole else found.n_weights / found.weight
     if found.targets is None:
-        return _indicator_frame(found.labels, found.masses / found.weight, unit)
+        share = found.masses / found.weight
+        return Frame(found.labels, share, share_root(share), unit)
     variance = np.diag(found.targets.gram) / found.targets.weight
     return _number_frame(found.targets.mean_x, np.sqrt(variance), unit)
 
@@ -197,7 +199,7 @@ def frame_of(data: TrainingData) -> Frame:
     target = data.target.astype(np.float64)
     centre = np.average(target, axis=0, weights=data.weight)
     if data.codes is not None:
-        return _indicator_frame(np.arange(centre.size), centre, 1.0)
+        return Frame(np.arange(centre.size), centre, share_root(centre), 1.0)
     spread = np.sqrt(np.average((target - centre) ** 2, axis=0, weights=data.weight))
     return _number_frame(centre, spread, 1.0)
 
@@ -273,14 +275,6 @@ def _fitted(basis: HingeBasis, sum_rows: SumRows) -> PruningPath:
     projections = solve_triangular(factor, cross, trans="T")
     rss, _ = sum_rows(partial(residual_sums, basis, solve_triangular(factor, projections)))
     return prune_terms(factor, projections, float(rss))
-
-
-def _indicator_frame(classes: Array, share: Array, unit: float) -> Frame:
-    """Class indicators centred and divided by the root of the class share.
-
-    Their residual sum of squares is that of optimal scoring, summed over all scores.
-    """
-    return Frame(classes, share, np.sqrt(np.where(share > 0, share, 1.0)), unit)
 
 
 def _number_frame(centre: Array, spread: Array, unit: float) -> Frame:
