@@ -93,6 +93,8 @@ class OnChunk:
             _refuse_bad("X", rows.X, chunk)
         _refuse_bad("y", rows.y, chunk)
         _refuse_bad("sample_weight", rows.weight, chunk)
+        if rows.weight is not None and np.min(rows.weight) < 0.0:
+            raise ChunkError(f"{chunk}: sample_weight must be non-negative")
         try:
             return self.task(rows)
         except ChunkError:

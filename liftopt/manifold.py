@@ -36,7 +36,7 @@ from liftopt.heads import HEADS, FitPlan, HeadName
 from liftopt.input_map import InputMap, make_input_map
 from liftopt.manifold_cycle import TARGETS, fit_cycle
 from liftopt.manifold_fit import FULL_PASS_ROWS, fit_descent
-from liftopt.manifold_stream import Survey, fit_stream, survey
+from liftopt.manifold_stream import fit_stream, surveyed
 from liftopt.network import Network
 from liftopt.recording import Recorder
 from liftopt.repair import start_of_blocks
@@ -142,11 +142,10 @@ class _Manifold:
         recorder = Recorder.of(self, *rows.identity())
         random_state = recorder.random_state()
         classify = isinstance(self, NetworkClassifier)
-        found, index = survey(rows, classify=classify, random_state=random_state)
-        data = self._survey_data(found)
-        if data.weight is not None:
-            used = np.flatnonzero(data.weight > 0.0)
-            data, index = data.rows(used), index[used]
+        found, index = surveyed(rows, classify=classify, random_state=random_state)
+        if classify:
+            self.classes_ = self._classes_of(found.used_labels)
+        data = self._training_data(*found.rows)
         with start_apart(self._init(), data, plan.validation_fraction, random_state) as seen:
             init, spec = self._start(seen, plan, random_state)
             self.network_, self.n_iter_ = fit_stream(
@@ -154,16 +153,6 @@ class _Manifold:
             )
         self._set_features(rows)
         recorder.close()
-
-    def _survey_data(self, found: Survey) -> TrainingData:
-        """The sampled rows as training data; a classifier learns its classes."""
-        X, y, weight = (
-            None if found.sample[0][i] is None else np.concatenate([part[i] for part in found.sample])
-            for i in range(3)
-        )
-        if found.labels is not None:
-            self.classes_ = self._classes_of(found.labels)
-        return self._training_data(X, y, weight)
 
     def _init(self) -> Network | str | None:
         """What to start from: the network of a warm start, else what ``init`` says."""

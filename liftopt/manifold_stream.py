@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from liftopt.base import TrainingData, holdout_split
 from liftopt.checkpoint import State
-from liftopt.chunks import Chunk, ChunkRows, chosen_rows, load_checked
+from liftopt.chunks import Chunk, ChunkRows, load_checked
 from liftopt.heads import FitPlan, output_layer
 from liftopt.input_map import InputMap, fold, make_input_map, unfold
 from liftopt.layers import Dense
@@ -43,6 +43,7 @@ from liftopt.solvers.least_squares import solve_ridge_moments
 from liftopt.solvers.margin_passes import Pull, add_pulls, pull_of_rows, solve_margin_passes
 from liftopt.solvers.moments import Moments, moments_of_chunks, tree_reduce
 from liftopt.streams import Stream
+from liftopt.survey import Survey, survey
 
 Array = npt.NDArray[Any]
 
@@ -52,24 +53,6 @@ _SAMPLE_SHARE = 16  # of the memory limit
 _LEAST_SAMPLE = 1000  # rows
 _BLOCK_ROWS = 8192  # of which hidden activations exist at a time
 _MARGIN_TOL, _MARGIN_ROUNDS = 1e-3, 10
-
-
-class Survey(NamedTuple):
-    """What one pass learns: labels, moments of numeric targets, sum of weights, and the sampled rows."""
-
-    labels: Array | None
-    targets: Moments | None
-    mass: float
-    sample: tuple[ChunkRows, ...]
-
-    def merge(self, other: Survey) -> Survey:
-        """Of the rows of both."""
-        labels, targets = self.labels, self.targets
-        if labels is not None and other.labels is not None:
-            labels = np.union1d(labels, other.labels)
-        if targets is not None and other.targets is not None:
-            targets = targets + other.targets
-        return Survey(labels, targets, self.mass + other.mass, self.sample + other.sample)
 
 
 class Frame(NamedTuple):
@@ -120,8 +103,8 @@ class Features(NamedTuple):
             yield A, self.frame.targets(rows.y[part], A.dtype), weight
 
 
-def survey(stream: Stream, *, classify: bool, random_state: np.random.RandomState) -> tuple[Survey, Array]:
-    """Make the survey of a stream; with the indices of the rows in its sample.
+def surveyed(stream: Stream, *, classify: bool, random_state: np.random.RandomState) -> tuple[Survey, Array]:
+    """Survey of a stream, with the indices of the weighted rows in its sample.
 
     The sample has at most 20,000 rows and takes at most a sixteenth of the memory limit.
     """
@@ -132,7 +115,8 @@ def survey(stream: Stream, *, classify: bool, random_state: np.random.RandomStat
             f"memory_limit leaves room for {size} sampled rows, {_LEAST_SAMPLE} are needed: raise it"
         )
     chosen = np.sort(random_state.choice(stream.n_rows, size, replace=False))
-    return stream.reduce(partial(_survey_of, classify, chosen), Survey.merge, checks_rows=True), chosen
+    found = survey(stream, chosen, classify=classify)
+    return found, chosen[found.used_rows]
 
 
 def fit_stream(
@@ -177,7 +161,7 @@ def fit_stream(
     held_rows = min(plan.validation_fraction * stream.n_rows, HOLD_OUT_MOST, data.X.shape[0] / 4)
     train, held = holdout_split(data, held_rows / data.X.shape[0], random_state)
     problem = mapped_problem(data, input_map, frame.centre, frame.spread, train, held)
-    problem = problem._replace(mass=found.mass)
+    problem = problem._replace(mass=found.weight)
     if init is None:
         activation = plan.activation
         weights = initial_weights(problem.part(train), plan.widths, activation, random_state)
@@ -185,7 +169,7 @@ def fit_stream(
         weights, activation = hidden_weights(unfold(init, input_map), data.X.dtype)
     solution = Solution([], None, penalty_for(plan, UNKNOWN_NOISE, problem), 1)
     if weights:
-        rows = SweptRows(stream, frame, index[held], found.mass / stream.n_rows)
+        rows = SweptRows(stream, frame, index[held], found.weight / stream.n_rows)
         search = StreamSearch(rows, problem, weights, activation, plan, recorder, random_state)
         run_interruptible(search.run, "the descent", recorder)
         solution = search.solution()
@@ -310,27 +294,11 @@ class _Head:
         ).x
 
 
-def _survey_of(classify: bool, chosen: Array, rows: ChunkRows) -> Survey:
-    """Survey of one chunk; rows without weight teach nothing."""
-    if rows.y is None:
-        raise ValueError("there are no targets")
-    used = slice(None) if rows.weight is None else rows.weight > 0.0
-    if rows.weight is not None and rows.weight.min(initial=0.0) < 0.0:
-        raise ValueError("sample_weight must be non-negative")
-    y = np.asarray(rows.y)
-    mass = float(y.shape[0] if rows.weight is None else rows.weight.sum())
-    sample = (chosen_rows(chosen, rows),)
-    if classify:
-        return Survey(np.unique(y[used]), None, mass, sample)
-    numbers = y.reshape(y.shape[0], -1).astype(np.float64)
-    return Survey(None, moments_of_chunks([(numbers, numbers, rows.weight)]), mass, sample)
-
-
 def _frame(found: Survey, input_map: InputMap, data: TrainingData) -> Frame:
     """Maps of rows and targets from the survey."""
     outputs = data.target.shape[1]
     if found.targets is None:
-        return Frame(input_map, found.labels, np.zeros(outputs), np.ones(outputs))
+        return Frame(input_map, found.used_labels, np.zeros(outputs), np.ones(outputs))
     centre = found.targets.mean_x
     spread = np.sqrt(np.diag(found.targets.gram) / found.targets.weight)
     negligible = spread <= np.sqrt(np.finfo(np.float64).eps) * np.abs(centre)

@@ -175,11 +175,6 @@ class Recorder:
         loop: State = self._checkpoint.found["loop"]
         return loop
 
-    @property
-    def has_checkpoint(self) -> bool:
-        """Whether states of the loop are kept."""
-        return self._checkpoint is not None
-
     def save(self, state: Callable[[], State]) -> None:
         """Offer the state of the loop, from which it would go on as if nothing had happened."""
         if self._checkpoint is not None:

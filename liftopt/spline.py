@@ -20,14 +20,12 @@ abstract; the construction here is our own).
 from __future__ import annotations
 
 import os
-from functools import partial
 from typing import Any
 
 import numpy as np
 
 from liftopt.base import NetworkClassifier, NetworkRegressor, TrainingData
 from liftopt.heads import softmax_head
-from liftopt.recording import Recorder, run_interruptible
 from liftopt.solvers.hinge_search import Interaction
 from liftopt.solvers.result import Callback
 from liftopt.solvers.validation import as_scalar
@@ -120,7 +118,9 @@ class SplineRegressor(SplineTraining, NetworkRegressor):
         self._fit_any(X, y, sample_weight)
         return self
 
-    def _with_head(self, spline: Spline, frame: Frame, data: TrainingData, *streamed: Any) -> Spline:
+    def _with_head(
+        self, spline: Spline, frame: Frame, data: TrainingData, passes: Passes | None = None
+    ) -> Spline:
         return spline.rescaled(frame.spread, frame.centre)
 
 
@@ -204,16 +204,10 @@ class SplineClassifier(SplineTraining, NetworkClassifier):
         return self
 
     def _with_head(
-        self,
-        spline: Spline,
-        frame: Frame,
-        data: TrainingData,
-        passes: Passes | None = None,
-        recorder: Recorder | None = None,
+        self, spline: Spline, frame: Frame, data: TrainingData, passes: Passes | None = None
     ) -> Spline:
         head = softmax_head(spline.basis(data.X)[:, 1:], data, self.alpha)
         coefficients = np.vstack([head.intercept, head.weight])
-        if passes is not None and recorder is not None and not recorder.interrupted:
-            refit = partial(refit_softmax, spline, coefficients, self.alpha, frame, passes)
-            run_interruptible(refit, "the softmax regression", recorder)
+        if passes is not None:
+            refit_softmax(spline, coefficients, self.alpha, frame, passes)
         return spline.with_coefficients(coefficients)

@@ -23,27 +23,25 @@ import numpy as np
 import numpy.typing as npt
 from scipy.linalg import cholesky, solve_triangular
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.utils.validation import column_or_1d
 
 from liftopt.base import TrainingData
-from liftopt.chunks import Chunk, ChunkRows, chosen_rows
+from liftopt.chunks import Chunk, ChunkRows
 from liftopt.heads import share_root
-from liftopt.recording import Recorder
+from liftopt.recording import Recorder, run_interruptible
 from liftopt.scratch import read_arrays, write_arrays
 from liftopt.solvers.hinge_basis import HingeBasis
 from liftopt.solvers.hinge_grid import HingeKnots
 from liftopt.solvers.hinge_passes import PassSearch, residual_sums
 from liftopt.solvers.knots import refine_knots
-from liftopt.solvers.moments import Moments, moments_of_chunks
 from liftopt.solvers.pruning import PruningPath, prune_terms
 from liftopt.solvers.result import Record
-from liftopt.solvers.row_sums import RowSums, add_row_sums, gram_sums, target_sums
+from liftopt.solvers.row_sums import RowSums, SumRows, add_row_sums, gram_sums, target_sums
 from liftopt.solvers.softmax_passes import solve_softmax_passes
 from liftopt.spline_model import Spline, errors_by_size, path_of
 from liftopt.streams import Stream, show_bytes
+from liftopt.survey import Survey
 
 Array = npt.NDArray[Any]
-SumRows = Callable[[RowSums], list[Array]]
 RowArrays = tuple[Array, Array, "Array | None"]
 
 _SAMPLE_ROWS = 50_000
@@ -52,53 +50,6 @@ _LEAST_SAMPLE = 1000  # rows
 _PRODUCTS_SHARE = 2  # of the memory limit: inner products with the candidates
 _COLUMNS = 16  # of a pass, about
 _CONSTANT = 1e-14  # spread of a target below which, relatively, it is rounding error
-
-
-class Survey(NamedTuple):
-    """What one pass learns of rows of positive weight.
-
-    ``masses`` holds the weight of every one of ``labels``, ``targets`` the moments of numeric targets;
-    ``weight`` and ``n_weights`` their sum and number, ``whole`` whether they are integers; ``low`` and
-    ``high`` (d,) the range of the features.
-    """
-
-    labels: Array
-    masses: Array
-    targets: Moments | None
-    weight: float
-    n_weights: int
-    whole: bool
-    low: Array
-    high: Array
-    sample: tuple[ChunkRows, ...]
-
-    @property
-    def rows(self) -> tuple[Array, Array, Array | None]:
-        """The sample: features, targets, weights of its rows of positive weight."""
-        X, y = (np.concatenate([np.asarray(part[i]) for part in self.sample]) for i in (0, 1))
-        if self.sample[0].weight is None:
-            return X, y, None
-        weight = np.concatenate([np.asarray(part.weight, dtype=np.float64) for part in self.sample])
-        used = weight > 0.0
-        return X[used], y[used], weight[used]
-
-    def merge(self, other: Survey) -> Survey:
-        """Of the rows of both."""
-        labels, place = np.unique(np.concatenate([self.labels, other.labels]), return_inverse=True)
-        targets = self.targets
-        if targets is not None and other.targets is not None:
-            targets = targets + other.targets
-        return Survey(
-            labels,
-            np.bincount(place, np.concatenate([self.masses, other.masses]), minlength=labels.size),
-            targets if targets is not None else other.targets,
-            self.weight + other.weight,
-            self.n_weights + other.n_weights,
-            self.whole and other.whole,
-            np.minimum(self.low, other.low),
-            np.maximum(self.high, other.high),
-            self.sample + other.sample,
-        )
 
 
 class Frame(NamedTuple):
@@ -133,7 +84,7 @@ class Passes:
     """
 
     def __init__(self, rows: Stream, recorder: Recorder, folder: Path | None) -> None:
-        self._rows, self._recorder, self._folder = rows, recorder, folder
+        self._rows, self.recorder, self._folder = rows, recorder, folder
         state = recorder.resumed()
         self._known: list[str] = [] if state is None else list(state["passes"])
         self._made = 0
@@ -147,7 +98,7 @@ class Passes:
         """Add a step of the forward pass to the history, unless it is there from before a checkpoint."""
         if step["iteration"] < self._past:
             return False
-        return self._recorder.add(n_terms=step["n_terms"], objective=step["rss"])
+        return self.recorder.add(n_terms=step["n_terms"], objective=step["rss"])
 
     def _sum(self, frame: Frame, chunks: Sequence[Chunk] | None, task: RowSums) -> list[Array]:
         self._made += 1
@@ -155,21 +106,17 @@ class Passes:
             return list(read_arrays(self._folder, self._known[self._made - 1]))
         task_of_chunk = partial(frame.sums, task)
         sums = self._rows.reduce(task_of_chunk, add_row_sums, chunks=chunks, checks_rows=True)
-        if self._folder is not None and not self._recorder.interrupted:
+        if self._folder is not None and not self.recorder.interrupted:
             self._known.append(write_arrays(self._folder, ".sums", sums))
-            self._recorder.save(lambda: {"passes": self._known})
+            self.recorder.save(lambda: {"passes": self._known})
         return sums
 
 
-def survey(rows: Stream, *, classify: bool, random_state: np.random.RandomState) -> Survey:
-    """Make the survey of a stream; its sample takes at most a sixteenth of the memory limit."""
+def sample_index(rows: Stream, random_state: np.random.RandomState) -> Array:
+    """Rows that choose the knots; they take at most a sixteenth of the memory limit."""
     most = rows.memory_limit // (_SAMPLE_SHARE * rows.n_features * rows.dtype.itemsize)
-    size = min(rows.n_rows, _SAMPLE_ROWS, max(most, _LEAST_SAMPLE))
-    chosen = rows.sample_index(size, random_state.randint(2**31))
-    found = rows.reduce(partial(_survey_of, classify, chosen), Survey.merge)
-    if found.weight <= 0.0:
-        raise ValueError("sample_weight is zero for every row")
-    return found
+    size = min(_SAMPLE_ROWS, max(most, _LEAST_SAMPLE))
+    return rows.sample_index(size, random_state.randint(2**31))
 
 
 def products_memory(rows: Stream, knots: HingeKnots) -> float:
@@ -256,16 +203,21 @@ def refit_softmax(spline: Spline, coefficients: Array, alpha: float, frame: Fram
     The ridge is that of :func:`~liftopt.heads.softmax_head`. Classes without weight stay as they are.
     """
     present = frame.centre > 0
-    if present.sum() < 2 or len(spline.basis) < 2:
+    if present.sum() < 2 or len(spline.basis) < 2 or passes.recorder.interrupted:
         return
     assert frame.classes is not None
+    indicators = Frame(frame.classes[present], np.zeros(1), np.ones(1), frame.unit)
     _, covariance = spline.moments
-    coefficients[:, present] = solve_softmax_passes(
-        passes.over(Frame(frame.classes[present], np.zeros(1), np.ones(1), frame.unit)),
-        spline.basis,
-        coefficients[:, present],
-        penalty=alpha * spline.n_samples / 2 * np.maximum(np.diag(covariance), 0.0),
-    ).x
+
+    def run() -> None:
+        coefficients[:, present] = solve_softmax_passes(
+            passes.over(indicators),
+            spline.basis,
+            coefficients[:, present],
+            penalty=alpha * spline.n_samples / 2 * np.maximum(np.diag(covariance), 0.0),
+        ).x
+
+    run_interruptible(run, "the softmax regression", passes.recorder)
 
 
 def _fitted(basis: HingeBasis, sum_rows: SumRows) -> PruningPath:
@@ -280,33 +232,3 @@ def _fitted(basis: HingeBasis, sum_rows: SumRows) -> PruningPath:
 def _number_frame(centre: Array, spread: Array, unit: float) -> Frame:
     """Numbers of variance one; constant ones, to rounding, are only centred."""
     return Frame(None, centre, np.where(spread > _CONSTANT * np.abs(centre), spread, 1.0), unit)
-
-
-def _survey_of(classify: bool, chosen: Array, rows: ChunkRows) -> Survey:
-    """Survey of one chunk."""
-    y, weight = np.asarray(rows.y), np.ones(rows.X.shape[0])
-    if rows.weight is not None:
-        weight = np.asarray(rows.weight, dtype=np.float64)
-        if weight.min() < 0.0:
-            raise ValueError("sample_weight must be non-negative")
-    labels: Array = np.empty(0)
-    masses: Array = np.empty(0)
-    targets = None
-    if classify:
-        labels, place = np.unique(column_or_1d(y), return_inverse=True)
-        masses = np.bincount(place, weight, minlength=labels.size)
-    else:
-        numbers = y.reshape(len(y), -1).astype(np.float64)
-        targets = moments_of_chunks([(numbers, numbers, None if rows.weight is None else weight)])
-    X = rows.X if rows.weight is None else rows.X[weight > 0]
-    return Survey(
-        labels,
-        masses,
-        targets,
-        float(weight.sum()),
-        int(np.count_nonzero(weight)),
-        bool((weight == np.round(weight)).all()),
-        X.min(axis=0, initial=np.inf).astype(np.float64),
-        X.max(axis=0, initial=-np.inf).astype(np.float64),
-        (chosen_rows(chosen, rows),),
-    )

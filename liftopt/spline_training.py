@@ -29,7 +29,7 @@ from liftopt.solvers.hinge_search import Interaction
 from liftopt.solvers.knots import refine_knots
 from liftopt.solvers.pruning import PruningPath
 from liftopt.solvers.result import Callback, Record, Result
-from liftopt.solvers.row_sums import gram_sums, target_sums
+from liftopt.solvers.row_sums import SumRows, gram_sums, target_sums
 from liftopt.solvers.validation import as_count, as_scalar
 from liftopt.spline_model import Spline, errors_by_size, path_of
 from liftopt.spline_refine import refine_network
@@ -37,16 +37,15 @@ from liftopt.spline_report import SplineReport
 from liftopt.spline_stream import (
     Frame,
     Passes,
-    SumRows,
-    Survey,
     fold_errors,
     frame_of,
     make_frame,
     products_memory,
     refined_by_sample,
-    survey,
+    sample_index,
 )
 from liftopt.streams import Stream, as_stream
+from liftopt.survey import Survey, survey
 
 Array = npt.NDArray[Any]
 Pruning = Literal["gcv", "cv", "none"]
@@ -158,20 +157,19 @@ class SplineTraining(SplineReport):
         rows.require_target(f"{type(self).__name__}.fit")
         recorder = Recorder.of(self, *rows.identity())
         classify = isinstance(self, NetworkClassifier)
-        found = survey(rows, classify=classify, random_state=recorder.random_state())
+        chosen = sample_index(rows, recorder.random_state())
+        found = survey(rows, chosen, classify=classify)
         if classify:
             self.classes_ = self._classes_of(found.labels)
         data = self._training_data(*found.rows)
         kept = nullcontext() if self.checkpoint is None else scratch_folder(recorder, self.checkpoint)
         with kept as folder:
             passes = Passes(rows, recorder, folder)
-            self._set_spline(self._spline_by_passes(rows, found, data, passes, recorder), data)
+            self._set_spline(self._spline_by_passes(rows, found, data, passes), data)
             self._set_features(rows)
             recorder.close()  # before the files that it names
 
-    def _spline_by_passes(
-        self, rows: Stream, found: Survey, data: TrainingData, passes: Passes, recorder: Recorder
-    ) -> Spline:
+    def _spline_by_passes(self, rows: Stream, found: Survey, data: TrainingData, passes: Passes) -> Spline:
         """Spline of a surveyed stream; ``data`` are the sample."""
         frame = make_frame(found)
         n, sum_rows = found.weight * frame.unit, passes.over(frame)
@@ -187,6 +185,7 @@ class SplineTraining(SplineReport):
         def search(sum_rows: SumRows, callback: Callback | None = None) -> PassSearch:
             return pass_search(sum_rows, knots, callback=callback, **plan)
 
+        recorder = passes.recorder
         self.result_ = _run(search(sum_rows, passes.record), recorder)
         path = path_of(self.result_)
         size = self._size(path, n, lambda: fold_errors(search, passes, frame, rows, self.cv), recorder)
@@ -196,7 +195,7 @@ class SplineTraining(SplineReport):
             kept = basis.subset(path.subset(size))
             basis, path = refined_by_sample(kept, sample, sum_rows, _margin(data.X.shape[0]))
             size = len(basis)
-        return self._with_head(self._spline(basis, path, size, n), frame, data, passes, recorder)
+        return self._with_head(self._spline(basis, path, size, n), frame, data, passes)
 
     def _set_spline(self, spline: Spline, data: TrainingData) -> None:
         """Set the fitted spline, and the network that equals it where there is one."""
@@ -210,7 +209,6 @@ class SplineTraining(SplineReport):
         frame: Frame,
         data: TrainingData,
         passes: Passes | None = None,
-        recorder: Recorder | None = None,
     ) -> Spline:
         """The spline of scaled targets in the units of scores; ``data`` are all rows, or a sample of them."""
         raise NotImplementedError

@@ -196,16 +196,23 @@ class Stream:
         return np.sort(rng.choice(self.n_rows, min(n_rows, self.n_rows), replace=False))
 
     def take(self, index: Array) -> tuple[Array, Array | None, Array | None]:
-        """The rows of a sorted ``index``: features, targets, weights."""
+        """The rows of a sorted ``index``, of which one must have weight: features, targets, weights."""
         parts = list(self.map(partial(chosen_rows, index)))
         X, y, weight = (
             None if parts[0][i] is None else np.concatenate([part[i] for part in parts]) for i in range(3)
         )
         assert X is not None
+        if weight is not None and not np.any(weight > 0.0):
+            raise ValueError(f"sample_weight is zero for every row, or all {len(X)} taken")
         return X, y, weight
 
     def without(self, index: Array) -> Stream:
-        """The same rows, those of a sorted ``index`` with weight zero: no method learns from them."""
+        """The same rows, those of an ``index`` with weight zero: no method learns from them."""
+        index = np.unique(index)
+        if index.size and not 0 <= index[0] <= index[-1] < self.n_rows:
+            raise IndexError(
+                f"rows {index[0]} to {index[-1]} are not all among the {self.n_rows} of the stream"
+            )
         weight = MaskedWeights(self._weight, (self.n_rows,), index)
         return Stream(self._X, self._y, weight, self.memory_limit, self.executor, self._callback)
 
@@ -391,6 +398,4 @@ def _column(data: Any, name: str) -> Source | None:
 def _moments_of(dtype: npt.DTypeLike | None, rows: ChunkRows) -> Moments:
     """Statistics of a chunk, one leaf of the tree; all of its rows may have weight zero."""
     assert rows.y is not None
-    if rows.weight is not None and np.min(rows.weight) < 0.0:
-        raise ValueError("sample_weight must be non-negative")
     return moments_of_chunks([(rows.X, rows.y, rows.weight)], dtype=dtype)

@@ -83,6 +83,4 @@ class _LayerTask(NamedTuple):
             for layer, after, stage in self.before:
                 exact, discrete = run_stage(layer, after, exact), stage(discrete)
             weight = None if rows.weight is None else np.asarray(rows.weight)[part]
-            if weight is not None and weight.min(initial=0.0) < 0.0:
-                raise ValueError("sample_weight must be non-negative")
             yield from regression_rows(self.layer, exact, discrete, weight)

@@ -21,7 +21,7 @@ Friedman, "Multivariate adaptive regression splines", Annals of Statistics 1991.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -36,7 +36,7 @@ from .hinge_grid import HingeKnots, bin_rows
 from .hinge_search import DEPENDENT, Bank, HingeSearch, Interaction, SearchPlan, Term
 from .hinge_support import Support, free_variables
 from .result import Callback, Result
-from .row_sums import RowSums, add_row_sums, row_blocks, target_sums
+from .row_sums import RowSums, SumRows, add_row_sums, row_blocks, target_sums
 from .validation import as_scalar
 
 Array = npt.NDArray[Any]
@@ -70,7 +70,7 @@ class PassBank(Bank):
 
 
 def select_hinges_passes(
-    sum_rows: Callable[[RowSums], list[Array]],
+    sum_rows: SumRows,
     knots: HingeKnots,
     *,
     max_terms: int = 61,
@@ -132,7 +132,7 @@ def select_hinges_passes(
 
 
 def pass_search(
-    sum_rows: Callable[[RowSums], list[Array]],
+    sum_rows: SumRows,
     knots: HingeKnots,
     *,
     pairs: bool = True,
@@ -191,7 +191,7 @@ class PassSearch(HingeSearch[PassBank]):
         self,
         plan: SearchPlan,
         knots: HingeKnots,
-        sum_rows: Callable[[RowSums], list[Array]],
+        sum_rows: SumRows,
         weight: float,
         sums: Array,
         squares: float,

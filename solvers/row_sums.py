@@ -14,6 +14,9 @@ Array = npt.NDArray[Any]
 #: workers. Its arrays are added over all rows.
 RowSums = Callable[[Array, Array, "Array | None"], list[Array]]
 
+#: Makes a pass: sums such a function over all rows.
+SumRows = Callable[[RowSums], list[Array]]
+
 _BLOCK_ROWS = 4096
 
 

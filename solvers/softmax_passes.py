@@ -28,7 +28,7 @@ from scipy.special import logsumexp, softmax
 
 from .linear_system import factor_checked
 from .result import Callback, OnLimit, Record, Result, Status, conclude
-from .row_sums import RowSums, row_blocks
+from .row_sums import SumRows, row_blocks
 from .validation import as_count, as_finite, as_scalar
 
 Array = npt.NDArray[Any]
@@ -47,7 +47,7 @@ class _Point(NamedTuple):
 
 
 def solve_softmax_passes(
-    sum_rows: Callable[[RowSums], list[Array]],
+    sum_rows: SumRows,
     features: Callable[[Array], Array],
     start: npt.ArrayLike,
     *,
@@ -114,7 +114,7 @@ class _Search:
 
     def __init__(
         self,
-        sum_rows: Callable[[RowSums], list[Array]],
+        sum_rows: SumRows,
         features: Callable[[Array], Array],
         start: Array,
         ridge: Array,

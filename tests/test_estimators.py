@@ -158,7 +158,7 @@ def test_several_outputs_and_target_units(estimator, rng):
 
 
 @pytest.mark.parametrize("name", ["manifold", "spline", "ternary", "fenchel"])
-def test_streamed_labels_may_be_a_column(name):
+def test_streamed_labels_and_weights(name):
     rng = np.random.default_rng(0)
     X = rng.normal(size=(6000, 6))
     y = np.where(X[:, 0] > 0, "a", "b")
@@ -169,3 +169,5 @@ def test_streamed_labels_may_be_a_column(name):
     assert column.score(stream(X, y[:, None], **limit)) == column.score(X, y) > 0.9
     with pytest.raises(ValueError, match="y should be a 1d array"):
         model.fit(stream(X, np.c_[y, y], **limit))
+    with pytest.raises(ValueError, match="sample_weight is zero for every row"):
+        model.fit(stream(X, y, sample_weight=np.zeros(6000), **limit))

@@ -417,7 +417,7 @@ def test_tasks_are_pure_functions_of_rows(data):
 def test_rows_left_out_count_nothing_even_whole_chunks_of_them(data, weighted):
     X, y, weight = data
     weight = weight if weighted else None
-    left_out = np.r_[0:130, 200]
+    left_out = np.r_[200, 0:130]
     rows = stream(X, y, sample_weight=weight, memory_limit=LIMIT, executor="serial").without(left_out)
     kept = np.setdiff1d(np.arange(N), left_out)
     expected = moments(X[kept], y[kept], sample_weight=None if weight is None else weight[kept])
@@ -425,5 +425,7 @@ def test_rows_left_out_count_nothing_even_whole_chunks_of_them(data, weighted):
     np.testing.assert_allclose(found.gram, expected.gram, rtol=1e-10)
     np.testing.assert_allclose(found.cross, expected.cross, rtol=1e-9)
     assert found.weight == expected.weight
+    with pytest.raises(IndexError, match="not all among the 300"):
+        rows.without(np.array([7, 300]))
     with pytest.raises(ChunkError, match=r"chunk 1 of .*sample_weight must be non-negative"):
         stream(X, y, sample_weight=-np.ones(N), memory_limit=LIMIT, executor="serial").moments()
